@@ -1,0 +1,145 @@
+"""Random crops, right-angle turns, mirroring and colour jitter of a whole batch on the device.
+
+The defaults are those of the published GlaS baseline; the jitter's ranges follow torchvision's ColorJitter, its
+hue is a rotation in YIQ (https://en.wikipedia.org/wiki/YIQ), so that all four are one affine map per image.
+"""
+
+import numpy as np
+import torch
+from sacred import Ingredient
+
+from experiments.store import IGNORE
+
+ingredient = Ingredient("augment")
+
+GREY = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601 luma, the Y of YIQ
+YIQ = np.array([GREY, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+CHROMA = np.eye(3) - GREY  # takes a colour's grey away
+# a quarter of the hue circle, from red towards yellow; grey goes to zero
+TURN = np.linalg.solve(YIQ, np.array([[0, 0, 0], [0, 0, 1], [0, -1, 0]]) @ YIQ)
+
+
+@ingredient.config
+def settings():
+    flip = True  # tissue has no left and right: mirror half of the crops
+    rotate = True  # nor an up: turn by 0, 90, 180 or 270 degrees, which never interpolates
+    brightness = 0.5  # stain and lamp vary between slides: times a factor in 1 -+ this, 0 = off
+    contrast = 0.5  # distance from the crop's mean grey, times a factor in 1 -+ this, 0 = off
+    saturation = 0.5  # distance from the pixel's own grey, times a factor in 1 -+ this, 0 = off
+    hue = 0.05  # at most this fraction of the hue circle, either way: more changes the stain, 0 = off
+
+
+@ingredient.capture
+def draw(n, rng, flip, rotate, brightness, contrast, saturation, hue):
+    """All random numbers of `n` crops: a dict of CPU tensors, of `n` rows each, from a numpy Generator.
+
+    It takes the same numbers from `rng` whatever is turned off, so that runs compare on the same crops.
+    """
+    u = rng.random((n, 8), dtype=np.float32)
+    drawn = {
+        "corners": u[:, :2],
+        "turns": (u[:, 2] * 4 * bool(rotate)).astype(np.int64),
+        "flips": (u[:, 3] < 0.5) & bool(flip),
+        "factors": np.stack(
+            [
+                _factor(u[:, 4], brightness),
+                _factor(u[:, 5], contrast),
+                _factor(u[:, 6], saturation),
+                (2 * u[:, 7] - 1) * np.float32(hue),
+            ],
+            axis=1,
+        ),
+    }
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in drawn.items()}
+
+
+def crops(store, indices, parameters, height, width):
+    """One crop of each image: (B, height, width, channels) and (B, height, width) uint8, turned and mirrored alike.
+
+    An image smaller than the crop is padded before it is turned, at the bottom and right, with 0 and IGNORE.
+    """
+    indices = torch.as_tensor(indices, device=store.offsets.device)
+    (row, row_i, row_j), (column, column_i, column_j) = _read(parameters, height, width)
+    widths, free = store.widths[indices], parameters["corners"]
+    top = (free[:, 0] * (store.heights[indices] - height + 1).clamp(min=1)).long()
+    left = (free[:, 1] * (widths - width + 1).clamp(min=1)).long()
+    first = store.offsets[indices] + (top + row) * widths + left + column
+    pixel = _plane(first, row_i * widths + column_i, row_j * widths + column_j, height, width)
+    valid = inside(store, indices, parameters, height, width)
+    if valid is not None:
+        pixel = pixel.where(valid, 0)
+    images = store.pixels.index_select(0, pixel.view(-1)).view(*pixel.shape, -1)
+    masks = store.masks.index_select(0, pixel.view(-1)).view(pixel.shape)
+    if valid is not None:
+        images, masks = images.mul_(valid[..., None]), masks.masked_fill_(~valid, IGNORE)
+    return images, masks
+
+
+def inside(store, indices, parameters, height, width):
+    """(B, height, width) bool, False where `crops` pads; None when no image of the store is smaller than a crop."""
+    if all(h >= height and w >= width for h, w in store.sizes):
+        return None
+    rows, columns = (_plane(*axis, height, width) for axis in _read(parameters, height, width))
+    heights, widths = store.heights[indices], store.widths[indices]
+    return (rows < heights[:, None, None]) & (columns < widths[:, None, None])
+
+
+def colour(images, valid, factors):
+    """Jitter (B, H, W, channels) uint8 to (B, channels, H, W) float in [0, 1], in channels_last memory.
+
+    `factors` (B, 4): brightness, contrast, saturation, hue, applied in this order and clamped once, at the end.
+    Where `valid` (B, H, W) is False, a pixel becomes 0 and is no part of the mean grey; None counts all.
+    """
+    size, channels = images.shape[:-1], images.shape[-1]
+    pixels = images.reshape(size[0], -1, channels).float()
+    if valid is None:
+        mean = pixels.mean(1)
+    else:
+        valid = valid.reshape(size[0], -1, 1)
+        pixels *= valid
+        mean = pixels.sum(1) / valid.sum(1).clamp(min=1)
+    brightness, contrast, saturation, hue = (factors / factors.new_tensor([255, 1, 1, 1])).T[..., None, None]
+    weights, mix = _mix(channels, saturation, hue * 2 * np.pi)
+    # grey goes through saturation and hue unchanged, therefore so does contrast's term
+    shift = brightness * (1 - contrast) * (mean @ weights)[:, None, None]
+    pixels = torch.baddbmm(shift, pixels, (brightness * contrast * mix).mT).clamp_(0, 1)
+    if valid is not None:
+        pixels *= valid
+    return pixels.view(*size, channels).permute(0, 3, 1, 2)
+
+
+def _factor(u, strength):
+    low, high = np.float32(max(0, 1 - strength)), np.float32(1 + strength)
+    return low + u * (high - low)
+
+
+def _read(parameters, height, width):
+    """Where a turned crop's pixel (i, j) lies in the window: (origin, step per i, step per j) of its row and column.
+
+    The result is np.rot90 by `turns`, then mirrored left to right; of an oblong crop only half turns remain.
+    """
+    turns, flips = parameters["turns"], parameters["flips"]
+    if height != width:
+        turns = turns - turns % 2
+    across = turns % 2 == 1  # rows run along j
+    up = (turns >= 2) ^ (flips & across)
+    back = ((turns == 1) | (turns == 2)) ^ (flips & ~across)
+    rows, columns = 1 - 2 * up.long(), 1 - 2 * back.long()
+    return (up * (height - 1), rows * ~across, rows * across), (back * (width - 1), columns * across, columns * ~across)
+
+
+def _plane(origin, step_i, step_j, height, width):
+    i = torch.arange(height, device=origin.device)[:, None]
+    j = torch.arange(width, device=origin.device)
+    return (origin[:, None, None] + step_i[:, None, None] * i) + step_j[:, None, None] * j
+
+
+def _mix(channels, saturation, angle):
+    """Weights of the grey, and the (B, channels, channels) matrix of saturation and hue: identity unless RGB."""
+    if channels != 3:
+        weights = torch.full((channels,), 1 / channels, device=angle.device)
+        return weights, torch.eye(channels, device=angle.device).expand(len(angle), -1, -1)
+    weights, identity, chroma, turn = (
+        torch.from_numpy(values).to(angle) for values in (GREY, np.eye(3), CHROMA, TURN)
+    )
+    return weights, identity + (saturation * angle.cos() - 1) * chroma + saturation * angle.sin() * turn
