@@ -43,12 +43,12 @@ def load(rng, root, resize, crop, folds, fold):
 
 def read_folder(root, rng, resize, crop, folds, fold, remedy):
     """Splits of a folder in the layout of GlaS; `remedy` ends the message about a file that is wrong."""
-    if not 0 < resize <= 4:
+    if not (isinstance(resize, int | float) and 0 < resize <= 4):
         raise Refused(f"resize is {resize}: choose a factor above 0, at most 4; 1.0 keeps the size.")
     if not (isinstance(crop, int) and crop >= 0):
         raise Refused(f"crop is {crop}: choose a side in whole pixels, or 0 for whole images.")
     if not (isinstance(folds, int) and isinstance(fold, int) and 0 <= fold < folds and folds >= 2):
-        raise Refused(f"fold is {fold} of folds={folds}: choose folds of at least 2 and a fold from 0 to folds - 1.")
+        raise Refused(f"fold is {fold} of folds={folds}: choose 2 folds or more, fold from 0 to folds - 1.")
     items = list_items(Path(root), remedy)
     pool = [item for item in items if item.id.startswith("train")]
     test = [item for item in items if item.id.startswith("test")]
@@ -94,7 +94,7 @@ def read_row(root, row, remedy):
     name, patient, grade = (row.get(column, "").strip() for column in ("name", "patient ID", "grade (GlaS)"))
     if not (NAME.fullmatch(name) and patient and grade):
         found = f"name {name!r}, patient ID {patient!r}, grade (GlaS) {grade!r}"
-        raise Refused(f"{root}/Grade.csv has a row with {found}, expected as in 'train_1,4, benign': {remedy}.")
+        raise Refused(f"{root}/Grade.csv has a row with {found}, not as train_1,4, benign: {remedy}.")
     return Item(name, root / f"{name}.bmp", root / f"{name}_anno.bmp", grade, patient)
 
 
@@ -105,7 +105,7 @@ def validation_fold(pool, rng, folds, fold):
     grades = [item.group for item in pool]
     grade, count = min(Counter(grades).items(), key=lambda pair: pair[1])
     if count < folds:
-        raise Refused(f"only {count} training images have the grade {grade}: choose folds of at most {count}.")
+        raise Refused(f"folds is {folds}, but only {count} training images are {grade}: choose fewer folds.")
     splitter = StratifiedKFold(folds, shuffle=True, random_state=int(rng.integers(2**31)))
     return set(list(splitter.split(grades, grades))[fold][1].tolist())
 

@@ -1,6 +1,6 @@
 """Phantom: colon glands in H&E drawn by scikit-image, 80 training and 32 test images in GlaS's own layout.
 
-Nothing to download, and hard where GlaS is: crowded malignant glands, stains, focus, near-duplicates, a rare mode.
+Nothing to download, hard as GlaS is: crowded malignant glands, stains, focus, near-duplicates, a rare mode.
 """
 
 import os
@@ -56,7 +56,8 @@ def draw_folder(folder, seed):
         os.rename(unfinished, folder)
     except OSError as error:
         if not (folder / "Grade.csv").is_file():
-            raise Refused(f"{folder} cannot be drawn ({error}): make room there, or set phantom.root=...") from error
+            reason = f"{folder} cannot be drawn ({error})"
+            raise Refused(f"{reason}: remove what lies there, or set phantom.root=...") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -85,7 +86,7 @@ def draw_image(seed, name, scene):
     top, left = section.integers(MARGIN - 3, MARGIN + 4, size=2)
     window = slice(top, top + height), slice(left, left + width)
     stains = gaussian_filter(stains[window], (*[anatomy.choice([0.4, 0.7, 1.0, 1.7])] * 2, 0))
-    stains *= np.array([0.09, 0.07, 0]) * [*stain.uniform(0.65, 1.35, size=2), 1] * section.uniform(0.93, 1.07)
+    stains *= np.array([0.09, 0.07, 0]) * stain.uniform(0.65, 1.35, size=3) * section.uniform(0.93, 1.07)
     hues = rgb_from_hed * stain.uniform(0.8, 1.2, size=(3, 3))
     image = combine_stains(stains, hues) * 250 + section.normal(0, 3, size=(height, width, 3))
     ids = relabel_sequential(ids[window])[0].astype(np.uint8)
@@ -94,129 +95,131 @@ def draw_image(seed, name, scene):
 
 def draw_scene(rng, grade, size):
     """Concentrations (H, W, 3) of haematoxylin (nuclei), eosin (the rest) and nothing; and gland numbers."""
+    from scipy.ndimage import distance_transform_edt
+
+    haem, eosin = draw_stroma(rng, grade, size)
+    ids = place_glands(rng, grade, size)
+    depth = distance_transform_edt(ids > 0)
+    wall = rng.uniform(8, 13, ids.max() + 1)[ids]  # from outline to lumen, another thickness in each gland
+    {"benign": fill_benign, "malignant": fill_malignant, "mucinous": fill_mucinous}[grade](
+        rng, depth, wall, haem, eosin
+    )
+    return np.stack([haem, eosin, np.zeros(size)], axis=-1).clip(0), ids
+
+
+def draw_stroma(rng, grade, size):
+    """Wavy collagen with its nuclei, vessels and tears."""
     y, x = np.mgrid[: size[0], : size[1]]
     tilt = rng.uniform(0, np.pi)
     fibres = np.sin((x * np.cos(tilt) + y * np.sin(tilt)) / 1.5 + 4 * cloud(rng, size, 12))
     eosin = 0.55 + 0.10 * fibres + 0.10 * cloud(rng, size, 5)
     haem = 0.14 + 0.03 * cloud(rng, size, 3)
-
-    count = rng.integers(150, 260) if grade == "mucinous" else rng.integers(70, 160)
-    spots = rng.uniform(0, size, size=(count, 2))
-    nuclei(rng, haem, spots, tilt + np.pi / 2 + rng.normal(0, 0.4, count), 2.6, 1.0)  # fibroblasts
-    for _ in range(rng.integers(0, 3)):  # lymphocytes gather
-        spots = rng.normal(rng.uniform(0, size), 9, size=(40, 2))
-        nuclei(rng, haem, spots, np.zeros(40), 1.4, 1.4)
-    for _ in range(rng.integers(2, 5)):  # vessels and tears: white like a lumen, but not a gland
+    count = rng.integers(70, 160) * (2 if grade == "mucinous" else 1)
+    fibroblasts = rng.uniform(0, size, size=(count, 2))
+    nuclei(rng, haem, fibroblasts, tilt + np.pi / 2 + rng.normal(0, 0.4, count), 2.6, 1.0)
+    for _ in range(rng.integers(0, 4)):
+        lymphocytes = rng.normal(rng.uniform(0, size), 9, size=(60, 2))
+        nuclei(rng, haem, lymphocytes, np.zeros(60), 1.4, 1.4)
+    for _ in range(rng.integers(2, 5)):  # white like a lumen, yet no gland
         tear = rng.random() < 0.5
-        hole = blob(rng, size, rng.uniform(0, size), rng.uniform(5, 11), rng.uniform(2, 3) if tear else 1.2, 0.2)
-        haem[hole < 1], eosin[hole < 1] = 0.01, 0.03
+        stretch = rng.uniform(2, 3) if tear else 1.2
+        hole = blob(rng, size, rng.uniform(0, size), rng.uniform(5, 11), stretch, 0.2)
+        haem[hole < 0], eosin[hole < 0] = 0.01, 0.03
         if not tear:
-            eosin[(hole >= 1) & (hole < 1.35)] = 0.9
-            wall = rng.permutation(np.argwhere((hole >= 1.05) & (hole < 1.25)))[:14]
-            nuclei(rng, haem, wall, slope(hole)[tuple(wall.T)] + np.pi / 2, 2.4, 0.9)
+            eosin[(hole >= 0) & (hole < 3)] = 0.9
+            wall = some(rng, (hole > 0.5) & (hole < 2.5), 0.12)
+            nuclei(rng, haem, wall, slope(hole, wall) + np.pi / 2, 2.4, 0.9)
+    return haem, eosin
 
-    ids = np.zeros(size, int)
-    share, crowded = rng.uniform(0.24, 0.50), grade == "malignant"
-    for number in range(1, 41):
-        radius = rng.uniform(13, 25) if crowded else rng.uniform(14, 22)
-        outline = blob(rng, size, rng.uniform(0, size), radius, rng.uniform(1, 1.5), 0.5 if crowded else 0.12)
-        taken = near(ids > 0, 1 if crowded else 5)
-        gland = (outline < 1) & ~taken
-        if gland.sum() < (0.6 if crowded else 1) * (outline < 1).sum():
-            continue
-        ids[gland] = number
-        fill = {"benign": fill_benign, "malignant": fill_malignant, "mucinous": fill_mucinous}[grade]
-        fill(rng, gland, haem, eosin)
-        if (ids > 0).mean() > share:
+
+def place_glands(rng, grade, size):
+    """Number the glands from 1: malignant ones lobed and back to back, others round with stroma between."""
+    gap, rough = (1.2, 0.5) if grade == "malignant" else (5, 0.12)
+    ids, share = np.zeros(size, int), rng.uniform(0.22, 0.46)
+    free = np.full(size, np.inf)  # distance to the nearest gland
+    while (ids > 0).mean() < share:
+        radius = rng.uniform(13, 24)
+        spots = np.argwhere(free > gap + radius * (0.8 if grade == "malignant" else 1.15))
+        if not len(spots):
             break
-    return np.stack([haem, eosin, np.zeros(size)], axis=-1).clip(0), ids
+        outline = blob(rng, size, rng.choice(spots), radius, rng.uniform(1, 1.5), rough)
+        ids[(outline < 0) & (free > gap)] = ids.max() + 1
+        free = np.minimum(free, outline)
+    return ids
 
 
-def fill_benign(rng, gland, haem, eosin):
+def fill_benign(rng, depth, wall, haem, eosin):
     """One row of nuclei at the base, pale mucin above it, a lumen in the middle."""
-    depth, texture = inside(gland), cloud(rng, gland.shape, 1.2)
+    texture, gland = cloud(rng, depth.shape, 1.2), depth > 0
     haem[gland] = 0.20 + 0.05 * texture[gland]
     eosin[gland] = 0.42 + 0.10 * texture[gland]
-    goblet = gland & (depth > 4.5) & (texture > 0.2)
-    haem[goblet], eosin[goblet] = 0.12, 0.15
-    lumen = depth > rng.uniform(8, 13) + cloud(rng, gland.shape, 4)
+    goblets = (depth > 4.5) & (texture > 0.2)
+    haem[goblets], eosin[goblets] = 0.12, 0.15
+    lumen = depth > wall + cloud(rng, depth.shape, 4)
     haem[lumen], eosin[lumen] = 0.01, 0.04
-    base = np.argwhere((depth > 1.5) & (depth < 3.5))
-    base = base[rng.random(len(base)) < 0.30]
-    nuclei(rng, haem, base, slope(depth)[tuple(base.T)], 2.4, 1.1)
+    base = some(rng, (depth > 1.5) & (depth < 3.5), 0.30)
+    nuclei(rng, haem, base, slope(depth, base), 2.4, 1.1)
 
 
-def fill_malignant(rng, gland, haem, eosin):
-    """Large nuclei in several rows, several ragged lumens with debris, an outline that fades in places."""
-    depth, texture, patches = inside(gland), cloud(rng, gland.shape, 1.2), cloud(rng, gland.shape, 6)
-    clear = gland & ((depth > 2.5) | (patches < 0.8))  # elsewhere the stroma shows through
-    haem[clear] = 0.30 + 0.06 * texture[clear]
-    eosin[clear] = 0.52 + 0.10 * texture[clear]
-    lumen = depth + 3 * patches > rng.uniform(8, 13)
+def fill_malignant(rng, depth, wall, haem, eosin):
+    """Large nuclei in several rows, ragged lumens with debris, an outline that fades in places."""
+    texture, patches = cloud(rng, depth.shape, 1.2), cloud(rng, depth.shape, 6)
+    gland = (depth > 0) & ((depth > 2.5) | (patches < 0.8))  # elsewhere the stroma shows through
+    haem[gland] = 0.30 + 0.06 * texture[gland]
+    eosin[gland] = 0.52 + 0.10 * texture[gland]
+    lumen = (depth > 3) & (depth + 3 * patches > wall)
     haem[lumen] = 0.03 + 0.25 * (texture[lumen] > 1.2)
     eosin[lumen] = 0.08 + 0.40 * (texture[lumen] > 0.8)
-    cells = np.argwhere(clear & ~lumen & (depth > 1))
-    cells = cells[rng.random(len(cells)) < 0.11]
-    angles = slope(depth)[tuple(cells.T)] + rng.normal(0, 0.5, len(cells))
-    nuclei(rng, haem, cells, angles, 2.9, 1.6)
+    cells = some(rng, gland & ~lumen & (depth > 1), 0.10)
+    nuclei(rng, haem, cells, slope(depth, cells) + rng.normal(0, 0.5, len(cells)), 2.9, 1.6)
 
 
-def fill_mucinous(rng, gland, haem, eosin):
+def fill_mucinous(rng, depth, wall, haem, eosin):
     """A pale pool of mucin, a few cells afloat: contrast the other way round."""
-    depth, strands = inside(gland), cloud(rng, gland.shape, 3)
-    haem[gland] = 0.10 + 0.05 * np.abs(strands[gland])
-    eosin[gland] = 0.08 + 0.03 * strands[gland]
-    cells = np.argwhere((depth > 5) & (strands > 1.3))
-    cells = cells[rng.random(len(cells)) < 0.15]
+    strands, gland = cloud(rng, depth.shape, 3), depth > 0
+    haem[gland] = 0.10 + 0.08 * np.abs(strands[gland])
+    eosin[gland] = 0.10 + 0.05 * strands[gland]
+    cells = some(rng, (depth > wall / 2) & (strands > 1), 0.15)
     nuclei(rng, haem, cells, np.zeros(len(cells)), 1.8, 1.5)
 
 
 def nuclei(rng, haem, spots, angles, length, width):
     """Dark ellipses of these half-axes at `spots`, each with its own size and depth of stain."""
     dy, dx = np.mgrid[-5:6, -5:6].reshape(2, 1, -1)
-    scale = rng.uniform(0.8, 1.2, size=(len(spots), 1))
-    rows, columns = (np.rint(axis)[:, None].astype(int) for axis in np.reshape(spots, (-1, 2)).T)
-    along = dx * np.cos(angles)[:, None] + dy * np.sin(angles)[:, None]
-    across = dy * np.cos(angles)[:, None] - dx * np.sin(angles)[:, None]
-    stain = rng.uniform(0.6, 1, size=scale.shape)
-    stain = stain * (1.5 - np.hypot(along / length, across / width) ** 2 / scale**2).clip(0, 1)
-    rows, columns = rows + dy, columns + dx
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    scale, stain = rng.uniform((0.8, 0.6), (1.2, 1), size=(len(spots), 2)).T[..., None]
+    radius = np.hypot((dx * cos + dy * sin) / length, (dy * cos - dx * sin) / width) / scale
+    rows, columns = np.rint(spots).astype(int).T[..., None] + np.stack([dy, dx])
     seen = (rows >= 0) & (columns >= 0) & (rows < haem.shape[0]) & (columns < haem.shape[1])
-    np.maximum.at(haem, (rows[seen], columns[seen]), stain[seen])
+    np.maximum.at(haem, (rows[seen], columns[seen]), (stain * (1.5 - radius**2).clip(0, 1))[seen])
 
 
 def blob(rng, size, centre, radius, stretch, rough):
-    """Distance from `centre` in units of a wobbling ellipse's outline: below 1 inside it."""
+    """Distance to the outline of a wobbling ellipse along the ray from `centre`, negative inside."""
     dy, dx = np.mgrid[: size[0], : size[1]] - np.reshape(centre, (2, 1, 1))
     tilt = rng.uniform(0, np.pi)
-    along = (dx * np.cos(tilt) + dy * np.sin(tilt)) / np.sqrt(stretch)
-    across = (dy * np.cos(tilt) - dx * np.sin(tilt)) * np.sqrt(stretch)
-    theta = np.arctan2(across, along)
-    wobble = sum(rng.normal() / k * np.cos(k * theta + rng.uniform(0, 6.3)) for k in range(2, 7))
-    return np.hypot(along, across) / (radius * (1 + rough * wobble).clip(0.4, 1.6))
+    around = np.linspace(-np.pi, np.pi, 121)
+    waves = rng.normal(size=(2, 5, 1)) / [[2], [3], [4], [5], [6]]
+    turns = np.outer(range(2, 7), around)
+    wobble = (waves[0] * np.cos(turns) + waves[1] * np.sin(turns)).sum(axis=0)
+    ellipse = np.hypot(np.cos(around - tilt) / np.sqrt(stretch), np.sin(around - tilt) * np.sqrt(stretch))
+    outline = radius * (1 + rough * wobble).clip(0.4, 1.6) / ellipse
+    return np.hypot(dy, dx) - np.interp(np.arctan2(dy, dx), around, outline)
 
 
 def cloud(rng, size, scale):
     """Smooth noise of mean about 0 and deviation 1."""
     from scipy.ndimage import gaussian_filter
 
-    noise = gaussian_filter(rng.standard_normal(size), scale)
+    noise = gaussian_filter(rng.standard_normal(size), scale, truncate=2.5)
     return noise / noise.std()
 
 
-def inside(mask):
-    """Distance to the outline, 0 outside; the edge of the image is no outline."""
-    from scipy.ndimage import distance_transform_edt
-
-    return distance_transform_edt(mask)
+def some(rng, mask, share):
+    """Coordinates (n, 2) of this share of the pixels in `mask`."""
+    return np.argwhere(mask & (rng.random(mask.shape) < share))
 
 
-def near(mask, distance):
-    from scipy.ndimage import distance_transform_edt
-
-    return distance_transform_edt(~mask) <= distance if mask.any() else mask
-
-
-def slope(field):
-    """Direction in which `field` grows, in radians from the x axis."""
-    return np.arctan2(*np.gradient(field))
+def slope(field, spots):
+    """Direction at `spots` in which `field` grows, in radians from the x axis."""
+    return np.arctan2(*np.gradient(field))[tuple(spots.T)]

@@ -1,11 +1,23 @@
 """What makes a run: choosing components, the data path, training, prediction, evaluation, the ledger."""
 
 import sys
-from importlib.util import LazyLoader, find_spec, module_from_spec
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from types import ModuleType
 
-# torch takes seconds to import: it is loaded at its first use, so that a typo is refused before
+
+class _Later(ModuleType):
+    """Stands in for torch, which takes seconds to import, until it is used: a typo is refused before."""
+
+    def __getattr__(self, name):
+        if sys.modules[self.__name__] is self:
+            del sys.modules[self.__name__]
+        return getattr(import_module(self.__name__), name)
+
+
 if "torch" not in sys.modules:
-    _spec = find_spec("torch")
-    _spec.loader = LazyLoader(_spec.loader)
-    sys.modules["torch"] = module_from_spec(_spec)
-    _spec.loader.exec_module(sys.modules["torch"])
+    later = _Later("torch")
+    later.__spec__ = find_spec("torch")
+    later.__file__, later.__version__ = later.__spec__.origin, version("torch")
+    sys.modules["torch"] = later

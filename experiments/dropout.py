@@ -54,7 +54,7 @@ def keep_mask(keys, layer, like, p):
     batch, *rest = like.shape
     shape = (batch, *rest[1:], rest[0])
     count = like[0].numel()
-    bits = splitmix64(keys + layer * MIX[0], -(-count // 4))
+    bits = splitmix64(keys + layer, -(-count // 4))
     lanes = bits.view(torch.int16)[:, :count]
     threshold = round(p * 65536) - 32768
     kept = torch.empty(lanes.shape, dtype=like.dtype, device=like.device).copy_(lanes)

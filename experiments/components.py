@@ -1,0 +1,199 @@
+"""Choose components by name: `with heuristic=bald` brings in heuristics/bald.py.
+
+The folder is the registry: a component is one module with an `ingredient` of the file's own name. Sacred fixes
+the ingredients before it reads the configuration, so `SelectiveExperiment` reads it first, attaches exactly the
+named components' ingredients, and refuses every setting that none of them knows.
+"""
+
+import logging
+import signal
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+from sacred import Experiment
+from sacred.config.config_files import load_config_file
+from sacred.utils import convert_to_nested_dict, recursive_update
+
+from experiments.errors import Refused, Terminated
+
+ROOT = Path(__file__).resolve().parent.parent
+PRESETS = ROOT / "experiments" / "presets"
+FOLDERS = {
+    "heuristic": "heuristics",
+    "initial": "heuristics",
+    "batch": "heuristics.batches",
+    "dataset": "data",
+    "model": "models",
+}
+
+
+def names(entry):
+    """What `entry` may be set to, sorted: the public modules of its folder, for `initial` those without a model."""
+    found = iter_modules([str(ROOT.joinpath(*FOLDERS[entry].split(".")))])
+    files = sorted(m.name for m in found if not m.name.startswith("_") and not m.ispkg)
+    if entry == "initial":
+        return [name for name in files if not getattr(_module(entry, name), "NEEDS_MODEL", True)]
+    return files
+
+
+def load(entry, name):
+    """Import the component called `name`, or refuse and say which names would have worked."""
+    known = names(entry)
+    if name in known:
+        return _module(entry, name)
+    published = {alias: n for n in known for alias in getattr(_module(entry, n), "PUBLISHED_AS", ())}
+    if name in published:
+        right = published[name]
+        raise Refused(f"The published {entry} {name!r} is called {right} here: use {entry}={right}.")
+    raise Refused(f"There is no {entry} {name!r}, only {', '.join(known)}.{_hint(name, known)}")
+
+
+def defaults(ingredient, fixed=None):
+    """The settings of an ingredient or experiment as Sacred would set them, with `fixed` ones given."""
+    settings = {}
+    for scope in ingredient.configurations:
+        settings.update(scope(fixed=fixed, preset=settings))
+    return settings
+
+
+class SelectiveExperiment(Experiment):
+    """An experiment in which only the named components take part; `components` maps each entry to its module.
+
+    `fractions` names the int settings that may also be a share (0, 1) of something. `observe(config, url,
+    command)` gives a run's observers, `url` being `mongo_url` with the password that goes no further than there.
+    """
+
+    def __init__(self, *args, fractions=(), observe=lambda config, url, command: [], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.always, self.fractions, self.observe = list(self.ingredients), set(fractions), observe
+        self.components = {}
+        self.logger = _quiet_logger()
+        for file in sorted(PRESETS.glob("*.yaml")):
+            self.add_named_config(file.stem, str(file))
+
+    def run_commandline(self, argv=None):
+        signal.signal(signal.SIGTERM, _terminate)
+        return super().run_commandline(argv)
+
+    def run(self, command_name=None, config_updates=None, named_configs=(), info=None, meta_info=None, options=None):
+        """As Sacred's; from a command line (`options`) errors of the user are one line and an exit code."""
+        try:
+            return super().run(command_name, config_updates, named_configs, info, meta_info, options)
+        except Refused as error:
+            if options is None:
+                raise
+            print(error, file=sys.stderr, flush=True)
+            raise SystemExit(error.code) from None
+        except KeyboardInterrupt:
+            if options is None:
+                raise
+            print("Interrupted: the same command continues.", file=sys.stderr, flush=True)
+            raise SystemExit(130) from None
+
+    def _create_run(self, command_name=None, config_updates=None, named_configs=(), *rest):
+        updates = convert_to_nested_dict(config_updates or {})
+        asked = {}
+        for name in named_configs:
+            recursive_update(asked, convert_to_nested_dict(self._preset(name)))
+        recursive_update(asked, updates)
+        self._choose(asked)
+        url = asked.get("mongo_url", "")
+        if url:
+            updates["mongo_url"] = _without_password(url)
+        run = super()._create_run(command_name, updates, named_configs, *rest)
+        if run.meta_info["options"].get("--mongo_db"):
+            run.meta_info["options"]["--mongo_db"] = _without_password(run.meta_info["options"]["--mongo_db"])
+        run.observers += self.observe(run.config, url, run.meta_info["command"])
+        return run
+
+    def _preset(self, name):
+        if name in self.named_configs:
+            return load_config_file(str(PRESETS / f"{name}.yaml"))
+        if Path(name).is_file():
+            return load_config_file(name)
+        known = list(self.named_configs)
+        entry = next((e for e in FOLDERS if e != "initial" and name in names(e)), None)
+        hint = f" Did you mean {entry}={name}?" if entry else _hint(name, known)
+        raise Refused(f"There is no preset {name!r}, only {', '.join(known)}.{hint}")
+
+    def _choose(self, asked):
+        """Attach the components that `asked` names; the model is imported last, for it needs torch."""
+        own = defaults(self)
+        top = {key: value for key, value in asked.items() if not isinstance(value, dict)}
+        sections = {i.path: i for i in self.always}
+        for key, value in top.items():
+            self._check(key, value, own, [*own, *sections])
+        chosen = defaults(self, fixed=top)
+        for entry in FOLDERS:
+            if chosen[entry] not in names(entry):
+                load(entry, chosen[entry])
+        for section in sorted(asked.keys() - top.keys(), key=lambda s: s == chosen["model"]):
+            if section not in sections:
+                sections[section] = self._section(section, chosen, [*own, *sections]).ingredient
+            known = defaults(sections[section])
+            for key, value in asked[section].items():
+                path = f"{section}.{key}"
+                self._check(path, value, {f"{section}.{k}": v for k, v in known.items()}, None)
+        self.components = {entry: load(entry, chosen[entry]) for entry in FOLDERS}
+        attached = [component.ingredient for component in self.components.values()]
+        self.ingredients = list(dict.fromkeys([*self.always, *attached]))
+
+    def _section(self, section, chosen, known):
+        entry = next((e for e in FOLDERS if chosen[e] == section), None)
+        if entry:
+            return load(entry, section)
+        unused = next((e for e in FOLDERS if section in names(e)), None)
+        if unused:
+            raise Refused(f"{section} takes no part in this run: set {unused}={section} or drop its settings.")
+        taking_part = [*known, *(chosen[e] for e in FOLDERS)]
+        raise Refused(f"There is no setting {section} here.{_hint(section, taking_part)}")
+
+    def _check(self, path, value, known, near):
+        if path not in known:
+            raise Refused(f"There is no setting {path} here.{_hint(path, near or known)}")
+        default = known[path]
+        if path in self.fractions and type(value) is float and 0 < value <= 1:
+            return
+        if _mistyped(default, value):
+            share = " or a fraction of the pool between 0 and 1" if path in self.fractions else ""
+            raise Refused(f"{path} takes {type(default).__name__}{share}, not {value!r}.")
+
+
+def _module(entry, name):
+    return import_module(f"{FOLDERS[entry]}.{name}")
+
+
+def _hint(wrong, known):
+    close = get_close_matches(str(wrong), known, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _mistyped(default, value):
+    if isinstance(default, list):
+        return not isinstance(value, list) or any(_mistyped(default[0], v) for v in value if default)
+    if type(default) is float:
+        return type(value) not in (int, float)
+    return type(value) is not type(default)
+
+
+def _without_password(url):
+    before, at, host = url.rpartition("@")
+    scheme, slashes, user = before.rpartition("//")
+    return f"{scheme}{slashes}{user.partition(':')[0]}:***@{host}" if at else url
+
+
+def _quiet_logger():
+    """Sacred's log without what our own lines already say."""
+    logger = logging.getLogger("askmask")
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: record.msg not in ("Aborted after %s!", "Failed after %s!"))
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger.handlers, logger.level, logger.propagate = [handler], logging.WARNING, False
+    return logger
+
+
+def _terminate(signum, frame):
+    raise Terminated("Terminated: the same command continues.")

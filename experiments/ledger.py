@@ -1,0 +1,193 @@
+"""The durable record of a run: an append-only, fsynced JSON-lines file from which everything else is made.
+
+One folder a run, `<results_dir>/<label>_<run>/`. A line is an event: `start` (settings, data, initial queries),
+then per cycle `evaluated` (metrics, weights) and `queried` (what to label next). There is no clock, host or path
+in it, so two runs compare byte for byte; seconds go to timing.jsonl. Running the same command again replays the
+events and goes on after the last one.
+"""
+
+import fcntl
+import io
+import json
+import os
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from experiments.errors import Refused
+
+# settings that a continued run may change: where things lie and run, not what is computed
+FREE = {"results_dir", "runs_dir", "mongo_url", "device", "tags", "comment", "cycles", "root", "checkpoint"}
+
+
+class Ledger:
+    """Open with `with Ledger(folder, settings, data) as ledger`; a second process on the same folder is refused."""
+
+    def __init__(self, folder, settings, data):
+        self.folder, self.header = Path(folder), {"settings": comparable(settings), "data": data}
+
+    def __enter__(self):
+        (self.folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.folder / "lock", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Refused(f"{self.folder} is being written by another run: wait for it or use another label.") from None
+        cut_torn_line(self.folder / "ledger.jsonl")
+        self.events = read(self.folder)
+        if self.events:
+            self._refuse_other(self.events[0])
+        return self
+
+    def __exit__(self, *error):
+        self._lock.close()
+
+    def find(self, event, cycle=0):
+        """The event of that kind and cycle, or None."""
+        return next((e for e in self.events if e["event"] == event and e["cycle"] == cycle), None)
+
+    def append(self, event, cycle=0, **values):
+        """Write one event for good before returning it, as it will read back."""
+        line = json.dumps({"event": event, "cycle": cycle, **values}, sort_keys=True, allow_nan=False)
+        if not self.events:
+            line = json.dumps({**json.loads(line), **self.header}, sort_keys=True, allow_nan=False)
+        append_line(self.folder / "ledger.jsonl", line)
+        self.events.append(json.loads(line))
+        return self.events[-1]
+
+    def time(self, cycle, **seconds):
+        """Note how long parts of a cycle took; apart from the ledger, for seconds never repeat."""
+        append_line(self.folder / "timing.jsonl", json.dumps({"cycle": cycle, **seconds}))
+
+    def save_weights(self, cycle, state, keep):
+        """Write checkpoint/cycle_<n>.safetensors; `keep` is last, all or none. Returns the weights' sha256."""
+        from safetensors.torch import save
+
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        digest = hash_weights(state)
+        if keep != "none":
+            path = self._weights(cycle)
+            write(path, save(state, {"sha256": digest}))
+            for old in path.parent.glob("cycle_*.safetensors"):
+                if keep == "last" and old != path:
+                    old.unlink()
+        return digest
+
+    def load_weights(self, cycle, digest):
+        """The saved state of a cycle, or None if it is missing or not what the ledger recorded."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            state = load_file(self._weights(cycle))
+        except (OSError, SafetensorError):
+            return None
+        return state if hash_weights(state) == digest else None
+
+    def write_arrays(self):
+        """Make <label>_<run>.npy, dice.npy and budget.npy from the evaluated events; returns the paths."""
+        evaluated = [e for e in self.events if e["event"] == "evaluated"]
+        arrays = {self.folder / "budget.npy": np.array([[e["images"], e["pixels"]] for e in evaluated])}
+        if "test.dice" in evaluated[-1]["metrics"]:
+            curve = np.array([e["metrics"]["test.dice"] for e in evaluated], dtype=np.float64)
+            arrays[self.folder.with_name(self.folder.name + ".npy")] = curve
+            arrays[self.folder / "dice.npy"] = np.array([e["per_image"]["dice"] for e in evaluated])
+        for path, array in arrays.items():
+            buffer = io.BytesIO()
+            np.save(buffer, array, allow_pickle=False)
+            write(path, buffer.getvalue())
+        return list(arrays)
+
+    def _weights(self, cycle):
+        return self.folder / "checkpoint" / f"cycle_{cycle:03d}.safetensors"
+
+    def _refuse_other(self, start):
+        was, now = (dict(_flat({"data": h["data"], **h["settings"]})) for h in (start, self.header))
+        changed = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
+        if changed:
+            shown = ", ".join(f"{k} {was.get(k)!r} -> {now.get(k)!r}" for k in changed[:4])
+            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+            raise Refused(
+                f"{self.folder} holds a run of another configuration ({shown}{more}): set label=... or results_dir=..., "
+                "or repeat the old settings."
+            )
+
+
+def read(folder):
+    """All events of a run's folder, [] if there is none; a last line without its end is still being written."""
+    path = Path(folder) / "ledger.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise Refused(f"{path} is damaged ({error}): restore it from a copy, or move the folder away.") from error
+
+
+def cut_torn_line(path):
+    """Remove the half of a line that a crash left at the end of the file."""
+    if path.exists():
+        with open(path, "r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def finished(folder, cycles):
+    """Whether the run in `folder` has nothing left to do for this many cycles."""
+    done = [e for e in read(folder) if e["event"] == "evaluated"]
+    return bool(done) and (len(done) > cycles or done[-1]["pool"] == 0)
+
+
+def comparable(settings):
+    """The settings that decide the results, sections included, without the FREE ones."""
+    kept = {key: value for key, value in settings.items() if key not in FREE}
+    return {key: comparable(value) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+def append_line(path, line):
+    """Append and fsync; a line that does not fit on the disk is taken back whole."""
+    with open(path, "ab") as file:
+        end = file.tell()
+        try:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as error:
+            file.truncate(end)
+            raise _disk(path, error) from error
+
+
+def write(path, data):
+    """Replace `path` by `data` in one step: a crash leaves the old file or the new one, never half of one."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise _disk(path, error) from error
+
+
+def hash_weights(state):
+    """sha256 over names, shapes and bytes of a state dict."""
+    digest = sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _disk(path, error):
+    return Refused(f"{path} cannot be written ({error.strerror}): free the disk, then the same command continues.")
+
+
+def _flat(settings, prefix=""):
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -1,0 +1,219 @@
+"""Training: the labelled images of a Store, augmented in batches on the device, best weights by validation."""
+
+import math
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from sacred import Ingredient
+
+from experiments import augment, metrics
+from experiments.dropout import patch
+from experiments.errors import Refused
+from experiments.losses import LOSSES
+from experiments.prediction import pass_keys, predict, two_sided
+from experiments.randomness import generator
+
+ingredient = Ingredient("trainer")
+
+
+@ingredient.config
+def settings():
+    optimizer = "adam"  # sgd (Nesterov), adam or adamw
+    lr = 0.004  # learning rate at the start, after any warm-up
+    momentum = 0.9  # of sgd
+    weight_decay = 1e-4
+    schedule = "cosine"  # constant, step, cosine or poly
+    warmup = 0.0  # epochs of linear warm-up
+    step_size = 40  # epochs between the falls of schedule=step
+    gamma = 0.1  # what each of those multiplies
+    power = 0.9  # of schedule=poly
+    loss = "dice_ce"  # ce, dice, dice_ce or linear (the published baselines')
+    epochs = 20  # in each cycle
+    draws = 8  # crops of each labelled image in an epoch
+    batch = 8  # crops in a step
+    select_by = "loss"  # which validation value keeps the best weights: loss, dice or iou
+    validate_every = 5  # epochs; the last one is always validated
+    patience = 0  # validations without a better value before training stops, 0 = never
+    warm_start = False  # True: go on from the last cycle's weights instead of the first ones
+    precision = "auto"  # float32, bfloat16, or auto: bfloat16 where the device is fast at it
+    deterministic = False  # True: bitwise equal runs on a GPU too, slower
+
+
+@ingredient.capture
+def check(optimizer, schedule, loss, select_by, precision, epochs, draws, batch, validate_every):
+    """Refuse settings that name nothing, before any work."""
+    for name, value, known in (
+        ("optimizer", optimizer, ["sgd", "adam", "adamw"]),
+        ("schedule", schedule, list(SCHEDULES)),
+        ("loss", loss, list(LOSSES)),
+        ("select_by", select_by, ["loss", "dice", "iou"]),
+        ("precision", precision, ["auto", "float32", "bfloat16"]),
+    ):
+        if value not in known:
+            raise Refused(f"trainer.{name} is one of {', '.join(known)}, not {value!r}.")
+    for name, value in (("epochs", epochs), ("draws", draws), ("batch", batch), ("validate_every", validate_every)):
+        if value < 1:
+            raise Refused(f"trainer.{name} must be at least 1, not {value}.")
+
+
+@ingredient.capture
+def prepare(device, threads, deterministic):
+    """The torch.device that `device` (auto, cpu, cuda:N, mps) names, with torch set up for it."""
+    if device == "auto":
+        mps = torch.backends.mps.is_available()
+        device = "cuda:0" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise Refused(f"device={device} cannot be used ({reason}): use auto, cpu, cuda:N or mps.") from error
+    if threads:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    return chosen
+
+
+def finish(model, mean, std, device):
+    """Make `model` ready for [0, 1] images and keyed dropout: (model, its first weights)."""
+    model.dropout_keys = patch(model)
+    if any(mean) or any(value != 1 for value in std):
+        shift, scale = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
+        model.register_forward_pre_hook(lambda module, inputs: ((inputs[0] - shift) / scale,))
+    model.to(device, memory_format=torch.channels_last)
+    return model, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@ingredient.capture
+def begin(model, first, cycle, warm_start):
+    """Put the first weights back before a cycle's training, unless a warm start goes on from the last ones."""
+    if cycle == 0 or not warm_start:
+        model.load_state_dict(first)
+
+
+@ingredient.capture
+def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, validate_every, patience, select_by,
+        precision, advance=lambda pixels, note="": None):  # fmt: skip
+    """Train `model` on the labelled indices of Store `train`; returns what validation saw at the kept epoch.
+
+    Each epoch shows every image `draws` times in steps of at most `batch` crops. Without a validation Store the
+    last weights stay. Raises Refused when the loss stops being finite.
+    """
+    height, width = (crop, crop) if crop else [max(max(train.sizes[i]) for i in labelled)] * 2
+    objective = LOSSES[loss]
+    steps = math.ceil(len(labelled) * draws / batch)
+    optimizer, scheduler = make_optimizer(model, steps_per_epoch=steps)
+    cast = autocast(train.device, precision)
+    best = Best(model, select_by, patience)
+    for epoch in range(epochs):
+        rng = generator(*place, "train", epoch)
+        order = rng.permutation(np.repeat(labelled, draws))
+        parameters = {k: v.to(train.device) for k, v in augment.draw(n=len(order), rng=rng).items()}
+        keys = pass_keys(place, f"train {epoch}", range(len(order)), 1)[0].to(train.device)
+        shown = torch.from_numpy(order).to(train.device)
+        total = torch.zeros((), device=train.device)
+        model.train()
+        for part in np.array_split(np.arange(len(order)), steps):
+            now = slice(int(part[0]), int(part[-1]) + 1)
+            drawn = {k: v[now] for k, v in parameters.items()}
+            images, masks = augment.crops(train, shown[now], drawn, height, width)
+            x = augment.colour(images, masks != 255, drawn["factors"])
+            model.dropout_keys.now = keys[now]
+            with cast():
+                logits = model(x)
+            value = objective(two_sided(logits.float()), masks).mean()
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            scheduler.step()
+            total += value.detach()
+            advance(3 * masks.numel(), note=f"epoch {epoch + 1}/{epochs}")
+        model.dropout_keys.now = None
+        if (epoch + 1) % validate_every == 0 or epoch + 1 == epochs:
+            if not math.isfinite(total.item()):
+                raise Refused(f"Training diverged in epoch {epoch + 1} (the loss is {total.item()}): lower trainer.lr.")
+            if val is not None and best.tired(epoch + 1, validate(model, val, objective, advance)):
+                break
+    return best.restore()
+
+
+@ingredient.capture
+def make_optimizer(model, optimizer, lr, momentum, weight_decay, schedule, warmup, step_size, gamma, power, epochs,
+                   steps_per_epoch):  # fmt: skip
+    """The optimizer and its per-step schedule, in units of epochs."""
+    parameters = model.parameters()
+    if optimizer == "sgd":
+        made = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=True)
+    else:
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer]
+        made = kind(parameters, lr, weight_decay=weight_decay, fused=True)
+
+    def factor(step):
+        epoch = step / steps_per_epoch
+        rise = min(1.0, (step + 1) / (warmup * steps_per_epoch)) if warmup else 1.0
+        done = max(0.0, (epoch - warmup) / max(epochs - warmup, 1e-9))
+        return rise * SCHEDULES[schedule](epoch, min(done, 1.0), step_size, gamma, power)
+
+    return made, torch.optim.lr_scheduler.LambdaLR(made, factor)
+
+
+SCHEDULES = {  # (epoch, share of the training done, step_size, gamma, power) -> factor of lr
+    "constant": lambda epoch, done, step_size, gamma, power: 1.0,
+    "step": lambda epoch, done, step_size, gamma, power: gamma ** (int(epoch) // step_size),
+    "cosine": lambda epoch, done, step_size, gamma, power: (1 + math.cos(math.pi * done)) / 2,
+    "poly": lambda epoch, done, step_size, gamma, power: (1 - done) ** power,
+}
+
+
+def validate(model, store, objective, advance):
+    """Mean loss, Dice and IoU of the single deterministic pass over whole images, as plain floats."""
+    losses, counted = [], []
+    for members, images in store.batches(range(len(store)), 4):
+        masks = torch.stack([store.mask(i) for i in members]).to(images.device)
+        prediction = predict(model, images, [store.ids[i] for i in members], needs=("mean_logits",))
+        losses.append(objective(prediction.mean_logits, masks))
+        counted.append(metrics.counts(prediction.mean.argmax(1), masks, prediction.mean.shape[1]))
+        advance(masks.numel())
+    counted = torch.cat(counted)
+    return {
+        "loss": torch.cat(losses).mean().item(),
+        "dice": metrics.dice(counted)[:, 1:].mean().item(),
+        "iou": metrics.iou(counted)[:, 1:].mean().item(),
+    }
+
+
+class Best:
+    """The weights of the best validation so far, copied in place."""
+
+    def __init__(self, model, select_by, patience):
+        self.model, self.select_by, self.patience = model, select_by, patience
+        self.kept, self.seen, self.waited = None, {}, 0
+
+    def tired(self, epoch, values):
+        """Keep the weights if these values are the best; True once `patience` validations brought none."""
+        sign = -1 if self.select_by == "loss" else 1
+        if not self.seen or sign * values[self.select_by] > sign * self.seen[self.select_by]:
+            self.seen, self.waited = {**values, "epoch": epoch}, 0
+            state = self.model.state_dict()
+            if self.kept is None:
+                self.kept = {name: tensor.clone() for name, tensor in state.items()}
+            for name, tensor in state.items():
+                self.kept[name].copy_(tensor)
+            return False
+        self.waited += 1
+        return self.patience > 0 and self.waited >= self.patience
+
+    def restore(self):
+        """Put the kept weights back; returns the validation values they had, {} without validation."""
+        if self.kept is not None:
+            self.model.load_state_dict(self.kept)
+        return self.seen
+
+
+def autocast(device, precision):
+    """A context that computes in bfloat16 where asked, or where "auto" finds a device that is fast at it."""
+    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if precision == "bfloat16" or (precision == "auto" and fast):
+        return lambda: torch.autocast(device.type, torch.bfloat16)
+    return nullcontext

@@ -1,0 +1,22 @@
+"""BALD: mutual information of prediction and weights, H[mean_t p_t] - mean_t H[p_t], in nats.
+
+Houlsby et al. 2011, https://arxiv.org/abs/1112.5745; with MC dropout Gal et al. 2017,
+https://arxiv.org/abs/1703.02910.
+"""
+
+from sacred import Ingredient
+
+from heuristics.entropy import entropy
+
+ingredient = Ingredient("bald")
+
+
+@ingredient.config
+def settings():
+    reduction = "mean"  # how the map becomes one score: mean, sum or max over the pixels
+
+
+@ingredient.capture
+def uncertainty(prediction):
+    """(B, H, W) nats, 0 to log C; rounding below 0 is cut."""
+    return (entropy(prediction.mean) - prediction.expected_entropy).clamp_min(0)

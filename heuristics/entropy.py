@@ -1,0 +1,27 @@
+"""Predictive entropy H[mean_t p_t], in nats: total uncertainty of the averaged prediction.
+
+Shannon 1948; as an acquisition function ("max entropy") in Gal et al. 2017, https://arxiv.org/abs/1703.02910.
+With `prediction.dropout=False` it is the entropy of one deterministic pass. baal's Entropy averages the passes'
+logits instead of their probabilities and so differs.
+"""
+
+import torch
+from sacred import Ingredient
+
+ingredient = Ingredient("entropy")
+
+
+@ingredient.config
+def settings():
+    reduction = "mean"  # how the map becomes one score: mean, sum or max over the pixels
+
+
+@ingredient.capture
+def uncertainty(prediction):
+    """(B, H, W) nats, 0 to log C."""
+    return entropy(prediction.mean)
+
+
+def entropy(p):
+    """H of probabilities (B, C, ...) over the classes -> (B, ...), 0 log 0 = 0."""
+    return torch.special.entr(p).sum(1)
