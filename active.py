@@ -4,20 +4,23 @@ Label a few images, train, test, ask for the masks that the heuristic wants most
 """
 
 import os
-from pathlib import Path
-from time import perf_counter
 
-from experiments import augment, evaluation, ledger, observers, prediction, progress, training
+from sacred import SETTINGS
+from sacred.utils import apply_backspaces_and_linefeeds
+
+from experiments import augment, evaluation, prediction, selection, steps, training
 from experiments.components import SelectiveExperiment
 from experiments.errors import Refused
-from experiments.randomness import generator
+from experiments.observers import observers
 
+SETTINGS.CAPTURE_MODE = "sys"  # capturing file descriptors would hide the terminal from the progress bar
 ex = SelectiveExperiment(
     "askmask",
     ingredients=[training.ingredient, augment.ingredient, prediction.ingredient, evaluation.ingredient],
     fractions=("start", "query"),
-    observe=observers.observers,
+    observe=observers,
 )
+ex.captured_out_filter = apply_backspaces_and_linefeeds
 
 
 @ex.config
@@ -39,26 +42,50 @@ def settings():
     mongo_url = ""  # mongodb://... adds the run to a MongoDB, as Omniboard reads it
     checkpoint = "last"  # which cycles' weights to keep: last, all or none
     device = "auto"  # cpu, cuda:N or mps
-    threads = 0  # of the CPU; 0 leaves it to torch. Bitwise repeatable for one number of threads
+    threads = 0  # of the CPU, 0 leaves it to torch; results are bitwise repeatable for one number of threads
 
 
 @ex.main
 def main(_config, _run):
-    """Learn actively: `cycles` queries, and the test Dice before each and after the last."""
-    return learn(_config, _run, _config["label"], _config["start"], _config["cycles"])
+    """Learn actively: `cycles` queries, tested before each and after the last."""
+    return learn(_config, _run)
 
 
 @ex.command
 def full(_config, _run):
     """Train once on all training labels: the ceiling that every strategy is measured against."""
-    return learn(_config, _run, "full", 1.0, 0)
+    return learn({**_config, "label": "full", "initial": "first", "start": 1.0, "cycles": 0}, _run)
 
 
-def learn(config, run, label, start, cycles):
-    """One run, continued from its ledger if that has begun; returns the last test Dice."""
-    check(config)
-    parts, place = ex.components, (config["seed"], config["dataset"])
-    splits = parts["dataset"].load(rng=generator(*place, "split"))
-    if config["dataset"] not in (config["initial"], *run.meta_info["named_configs"]):
-        say(f"{config['dataset']} with the small default budget; the published one is `with {config['dataset']} ...`.")
-    device = training.prepare(device=config["device"], threads=config["threads"])
+def learn(config, run):
+    """One run, gone on with where its ledger ends; returns the last test Dice, None without test images."""
+    check(config, ex.components)
+    with steps.prepare(config, run, ex.components) as state:
+        queries = steps.initial(state)
+        for cycle in range(config["cycles"] + 1):
+            steps.label(state, queries)
+            dice = steps.train_and_test(state, cycle)
+            if cycle == config["cycles"] or not state.active.n_unlabelled:
+                break
+            queries = steps.query(state, cycle)
+        steps.conclude(state)
+        return dice
+
+
+def check(config, components):
+    """Refuse at once what could only fail later."""
+    for name, least in (("mc_iters", 1), ("cycles", 0), ("start", 1), ("query", 1), ("run", 0), ("threads", 0)):
+        if config[name] < least and type(config[name]) is int:
+            raise Refused(f"{name} must be at least {least}, not {config[name]}.")
+    if config["checkpoint"] not in ("last", "all", "none"):
+        raise Refused(f"checkpoint is one of last, all, none, not {config['checkpoint']!r}.")
+    if config["trainer"]["warm_start"] and config["checkpoint"] == "none":
+        raise Refused("trainer.warm_start goes on from saved weights: set checkpoint=last.")
+    if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):
+        raise Refused(f"label names a file, so it cannot be {config['label']!r}.")
+    training.check()
+    selection.check(components["heuristic"], components["batch"], steps.reduction(config))
+
+
+if __name__ == "__main__":
+    ex.run_commandline()

@@ -98,6 +98,7 @@ class Pool:
     def __init__(self, ids, groups, batches, predictions=None, cycle=0, memory=None):
         self.ids, self.groups, self.cycle = list(ids), list(groups), cycle
         self.memory = {} if memory is None else memory
+        self.passes = np.zeros(len(self.ids), dtype=int)  # how many passes have seen each image
         self._batches, self._predictions = batches, predictions
 
     def __len__(self):
@@ -114,11 +115,14 @@ class Pool:
         setting prediction.dropout.
         """
         for positions, images in self._batches():
-            yield positions, self._predictions(images, [self.ids[i] for i in positions], source)
+            prediction, passes = self._predictions(images, [self.ids[i] for i in positions], source)
+            self.passes[positions] = passes
+            yield positions, prediction
 
 
 @ingredient.capture
-def open_pool(store, indices, place, mc_iters, batch, dropout, model=None, needs=(), memory=None, advance=None):
+def open_pool(store, indices, place, mc_iters, batch, dropout, model=None, needs=(), memory=None,
+              advance=lambda pixels: None):  # fmt: skip
     """The Pool of these images of a Store; without a model it has images but no predictions."""
     position = {index: i for i, index in enumerate(indices)}
 
@@ -128,10 +132,10 @@ def open_pool(store, indices, place, mc_iters, batch, dropout, model=None, needs
 
     def predictions(images, ids, source):
         stochastic = dropout if source == "" else {"dropout": True, "deterministic": False}[source]
+        passes = mc_iters if stochastic else 1
         keys = pass_keys(place, "score", ids, mc_iters) if stochastic else None
-        if advance:
-            advance(images[..., 0].numel() * (mc_iters if stochastic else 1))
-        return predict(model, images, ids, keys, needs)
+        advance(images[..., 0].numel() * passes)
+        return predict(model, images, ids, keys, needs), passes
 
     ids, groups = [store.ids[i] for i in indices], [store.groups[i] for i in indices]
     return Pool(ids, groups, batches, predictions, place[-1], memory)

@@ -37,12 +37,13 @@ class Progress:
         self.bar.refresh()
 
 
-def plan(labelled, pool, areas, epochs_pixels, query, cycles, passes, test_passes):
-    """Expected pixels of a run's passes, for the bar alone: `areas` are mean pool, validation and test pixels."""
-    total = 0
-    for cycle in range(cycles + 1):
-        count = min(labelled + cycle * query, labelled + pool)
-        total += 3 * epochs_pixels * count + areas["test"] * test_passes + areas["val"]
-        if cycle < cycles:
-            total += areas["pool"] * max(pool - cycle * query, 0) * passes
-    return total
+def plan(config, crop, train, val, test):
+    """The pixels that a run will pass forward, roughly: what the bar counts up to."""
+    images, trainer, evaluation = len(train), config["trainer"], config["evaluation"]
+    area = len(train.pixels) / images
+    crops = trainer["epochs"] * trainer["draws"] * (crop * crop or area)
+    checks = trainer["epochs"] / trainer["validate_every"]
+    fixed = (len(test.pixels) * (evaluation["passes"] + 1) if test else 0) + (len(val.pixels) * checks if val else 0)
+    labelled = [min(images, config["start"] + cycle * config["query"]) for cycle in range(config["cycles"] + 1)]
+    scored = sum(images - n for n in labelled[:-1]) * area * config["mc_iters"]
+    return sum(3 * crops * n + fixed for n in labelled) + scored

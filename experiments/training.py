@@ -8,7 +8,6 @@ import torch
 from sacred import Ingredient
 
 from experiments import augment, metrics
-from experiments.dropout import patch
 from experiments.errors import Refused
 from experiments.losses import LOSSES
 from experiments.prediction import pass_keys, predict, two_sided
@@ -77,6 +76,8 @@ def prepare(device, threads, deterministic):
 
 def finish(model, mean, std, device):
     """Make `model` ready for [0, 1] images and keyed dropout: (model, its first weights)."""
+    from experiments.dropout import patch  # defines a module, so it needs torch at once
+
     model.dropout_keys = patch(model)
     if any(mean) or any(value != 1 for value in std):
         shift, scale = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
@@ -118,7 +119,8 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             now = slice(int(part[0]), int(part[-1]) + 1)
             drawn = {k: v[now] for k, v in parameters.items()}
             images, masks = augment.crops(train, shown[now], drawn, height, width)
-            x = augment.colour(images, masks != 255, drawn["factors"])
+            inside = augment.inside(train, shown[now], drawn, height, width)
+            x = augment.colour(images, inside, drawn["factors"])
             model.dropout_keys.now = keys[now]
             with cast():
                 logits = model(x)

@@ -1,0 +1,255 @@
+"""The steps of a run, each leaving its event in the ledger, or taking it from there when it was done before."""
+
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments import evaluation, prediction, selection, training
+from experiments.components import PRESETS
+from experiments.errors import Refused
+from experiments.ledger import Ledger, write
+from experiments.progress import Progress, plan
+from experiments.randomness import generator, key
+from experiments.store import Store
+
+
+@dataclass
+class State:
+    """What the steps of one run share."""
+
+    config: dict
+    run: Any  # Sacred's Run
+    parts: dict  # the chosen component modules
+    place: tuple  # (seed, dataset), the root of all randomness
+    crop: int
+    train: Store
+    val: Store | None
+    test: Store | None
+    active: Any  # baal's ActiveLearningDataset of positions in `train`: who is labelled
+    classes: int
+    model: Any
+    first: dict  # the weights that every cycle starts from
+    book: Ledger
+    bar: Progress
+    holds: int | None = None  # the cycle whose trained weights are in the model
+
+    def at(self, cycle):
+        return (*self.place, cycle)
+
+
+@contextmanager
+def prepare(config, run, parts):
+    """Read the images, open the ledger, build the model: a State for the other steps."""
+    from baal.active import ActiveLearningDataset  # takes seconds to import
+
+    place, data, model_file = (config["seed"], config["dataset"]), parts["dataset"], parts["model"]
+    print(f"Dataset {config['dataset']}: {data.__doc__.splitlines()[0]}", flush=True)
+    device = training.prepare(device=config["device"], threads=config["threads"])
+    splits = data.load(rng=generator(*place, "split"))
+    stores = [split and Store(split, device) for split in splits[:3]]
+    train, val, test = stores
+    for annotated in filter(None, (val, test)):
+        annotated.label(range(len(annotated)))
+    size, classes = len(train), len(data.CLASSES)
+    config = {**config, "start": count(config["start"], size), "query": count(config["query"], size)}
+    introduce(config, run, splits, test, classes)
+    folder = Path(config["results_dir"]) / f"{config['label']}_{config['run']}"
+    fingerprints = [store and store.fingerprint for store in stores]
+    with Ledger(folder, config, fingerprints) as book, Progress(plan(config, splits.crop, *stores)) as bar:
+        if book.events:
+            print(f"Going on from {folder}, where {len(book.events)} steps are done.", flush=True)
+        torch.manual_seed(key(*place, "weights") % 2**63)
+        model = model_file.build(channels=data.CHANNELS, classes=classes)
+        model, first = training.finish(model, model_file.MEAN, model_file.STD, device)
+        active = ActiveLearningDataset(range(size))
+        yield State(config, run, parts, place, splits.crop, *stores, active, classes, model, first, book, bar)
+
+
+def introduce(config, run, splits, test, classes):
+    """Say what is about to be done, and what an answer that looks at nothing would score."""
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
+    plural = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
+    print(f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {plural}.", flush=True)
+    if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
+        print(f"This is a small budget; the published one is `with {config['dataset']}`.", flush=True)
+    if test:
+        constant = evaluation.constant_dice(test, classes)
+        run.info["constant_dice"] = constant
+        print(f"Calling every test pixel foreground would give Dice {constant:.3f}.", flush=True)
+
+
+def initial(state):
+    """Choose the first images; returns their queries."""
+    event = state.book.find("start")
+    if event is None:
+        pool = pool_of(state, range(len(state.train)), 0)
+        queries = ask(state.parts["initial"], state.parts["batch"], pool, state.config["start"], state.at("initial"))
+        event = state.book.append("start", queries=queries)
+    return event["queries"]
+
+
+def label(state, queries):
+    """Open the masks that were asked for. Raises BadData, labelling none, if one of them cannot be used."""
+    number = {id: index for index, id in enumerate(state.train.ids)}
+    chosen = [number[query["id"]] for query in queries]
+    state.train.label(chosen)
+    pool = np.flatnonzero(~state.active.labelled)
+    state.active.label(np.searchsorted(pool, chosen).tolist())
+
+
+def train_and_test(state, cycle):
+    """Train on what is labelled and test; logs the metrics, returns the test Dice or None."""
+    event = state.book.find("evaluated", cycle)
+    if event is None:
+        seconds, seen = fit(state, cycle)
+        began = perf_counter()
+        state.bar.start(f"cycle {cycle}/{state.config['cycles']}, testing")
+        scalars, arrays = {}, {}
+        if state.test:
+            scalars, arrays = evaluation.evaluate(
+                state.model, state.test, state.at(cycle), state.classes, advance=state.bar.advance
+            )
+        weights = state.book.save_weights(cycle, state.model.state_dict(), state.config["checkpoint"])
+        labelled = state.active.get_indices_for_active_step()
+        event = state.book.append(
+            "evaluated",
+            cycle,
+            images=len(labelled),
+            pixels=sum(math.prod(state.train.sizes[i]) for i in labelled),
+            pool=int(state.active.n_unlabelled),
+            metrics={f"test.{k}": v for k, v in scalars.items()} | {f"val.{k}": v for k, v in seen.items()},
+            per_image=arrays,
+            weights=weights,
+        )
+        state.book.time(cycle, train=seconds, evaluate=perf_counter() - began)
+    return publish(state, cycle, event)
+
+
+def query(state, cycle):
+    """Ask for the next images; returns their queries."""
+    event = state.book.find("queried", cycle)
+    if event is None:
+        heuristic = state.parts["heuristic"]
+        if getattr(heuristic, "NEEDS_MODEL", True) and state.holds != cycle:
+            recall(state, cycle)
+        began = perf_counter()
+        state.bar.start(f"cycle {cycle}/{state.config['cycles']}, scoring the pool")
+        unlabelled = np.flatnonzero(~state.active.labelled).tolist()
+        before = state.book.find("queried", cycle - 1)
+        pool = pool_of(state, unlabelled, cycle, memory=before["memory"] if before else {}, advance=state.bar.advance)
+        n, way = state.config["query"], reduction(state.config)
+        queries = ask(heuristic, state.parts["batch"], pool, n, (*state.at(cycle), "query"), way)
+        event = state.book.append("queried", cycle, queries=queries, memory=pool.memory)
+        state.book.time(cycle, query=perf_counter() - began)
+    show(state, cycle, event["queries"])
+    return event["queries"]
+
+
+def pool_of(state, indices, cycle, **more):
+    """These training images as a heuristic may see them."""
+    needs = getattr(state.parts["heuristic"], "NEEDS", ())
+    return prediction.open_pool(
+        state.train, indices, state.at(cycle), state.config["mc_iters"], model=state.model, needs=needs, **more
+    )
+
+
+def ask(heuristic, batch, pool, n, place, reduction="mean"):
+    """The picked images as JSON values, best first: id, region (None = whole image), score, rank and passes."""
+    picked, scores = selection.select(heuristic, batch, pool, n, generator(*place), reduction)
+    return [
+        {
+            "id": pool.ids[i],
+            "region": None,
+            "score": None if scores is None else float(scores[i]),
+            "rank": None if scores is None else int((scores > scores[i]).sum()),
+            "passes": int(pool.passes[i]),
+        }
+        for i in picked
+    ]
+
+
+def fit(state, cycle):
+    """Train this cycle's weights into the model: (seconds, validation values)."""
+    if cycle and state.config["trainer"]["warm_start"] and state.holds != cycle - 1:
+        recall(state, cycle - 1)
+    began = perf_counter()
+    labelled = list(state.active.get_indices_for_active_step())
+    state.bar.start(f"cycle {cycle}/{state.config['cycles']}, training on {len(labelled)}")
+    training.begin(state.model, state.first, cycle)
+    seen = training.fit(
+        state.model, state.train, labelled, state.val, state.at(cycle), state.crop, advance=state.bar.advance
+    )
+    state.holds = cycle
+    return perf_counter() - began, seen
+
+
+def recall(state, cycle):
+    """Bring back a cycle's weights: from its checkpoint or, where that is gone, by training them again."""
+    weights = state.book.load_weights(cycle, state.book.find("evaluated", cycle)["weights"])
+    if weights is not None:
+        state.model.load_state_dict(weights)
+        state.holds = cycle
+    elif state.config["trainer"]["warm_start"]:
+        raise Refused(f"The weights of cycle {cycle} in {state.book.folder} are gone: start again with another label.")
+    else:
+        fit(state, cycle)
+
+
+def publish(state, cycle, event):
+    """Write the arrays, log the metrics at step = labelled images, print the cycle's line; returns the test Dice."""
+    for name, value in event["metrics"].items():
+        state.run.log_scalar(name, value, event["images"])
+    state.book.write_arrays()
+    dice = event["metrics"].get("test.dice")
+    result = f"test Dice {dice:.3f}" if dice is not None else "no test images"
+    state.bar.line(f"cycle {cycle}/{state.config['cycles']}: {event['images']} images labelled, {result}")
+    return dice
+
+
+def show(state, cycle, queries):
+    """Draw what was asked for as queries/cycle_<n>.png and an artifact."""
+    from experiments import pictures  # matplotlib takes a second to import
+
+    path = state.book.folder / "queries" / f"cycle_{cycle:03d}.png"
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        number = {id: index for index, id in enumerate(state.train.ids)}
+        chosen = [number[query["id"]] for query in queries][:8]
+        maps = [None] * len(chosen)
+        heuristic = state.parts["heuristic"]
+        if hasattr(heuristic, "uncertainty") and state.holds == cycle:
+            pool = pool_of(state, chosen, cycle)
+            for positions, seen in pool.predictions():
+                for position, uncertainty in zip(positions, heuristic.uncertainty(seen).cpu(), strict=True):
+                    maps[position] = uncertainty.numpy()
+        titles = [f"{q['id']}" + ("" if q["score"] is None else f"  {q['score']:.3g}") for q in queries[:8]]
+        write(path, pictures.queries([state.train.image(i).cpu().numpy() for i in chosen], maps, titles))
+    state.run.add_artifact(str(path), f"query_{cycle:03d}.png")
+
+
+def conclude(state):
+    """Hand the arrays to the observers and say where the result lies."""
+    if not state.active.n_unlabelled and state.config["cycles"]:
+        state.bar.line("Every image of the pool is labelled: the run ends here.")
+    paths = state.book.write_arrays()
+    for path in paths:
+        state.run.add_artifact(str(path), path.name)
+    curve = state.book.folder.with_name(state.book.folder.name + ".npy")
+    state.run.info["queries"] = [e for e in state.book.events if e["event"] == "queried"]
+    state.bar.line(str(curve if curve in paths else state.book.folder))
+
+
+def reduction(config):
+    """How this run's heuristic turns a map into a score."""
+    return config.get(config["heuristic"], {}).get("reduction", "mean")
+
+
+def count(share, size):
+    """An int as it is, a fraction of `size` rounded up, never more than `size`."""
+    return min(size, math.ceil(share * size) if isinstance(share, float) else share)
