@@ -33,7 +33,7 @@ def settings():
     run = 0  # repetition: run 3 of every heuristic starts from the same images and weights
     seed = run  # what all randomness is derived from
     start = 4  # labelled images at the beginning, or their share of the training set
-    query = 4  # images to label in each cycle, or their share of the training set
+    query = 3  # images to label in each cycle, or their share of the training set
     cycles = 4  # queries; there is one evaluation more
     mc_iters = 10  # stochastic passes that score the pool; the published setting is 20
     label = heuristic  # results are <results_dir>/<label>_<run>.npy and a folder of that name
@@ -74,7 +74,14 @@ def learn(config, run):
 
 def check(config, components):
     """Refuse at once what could only fail later."""
-    for name, least in (("mc_iters", 1), ("cycles", 0), ("start", 1), ("query", 1), ("run", 0), ("threads", 0)):
+    for name, least in (
+        ("mc_iters", 1),
+        ("cycles", 0),
+        ("start", 1),
+        ("query", 1),
+        ("run", 0),
+        ("threads", 0),
+    ):
         if config[name] < least and type(config[name]) is int:
             raise Refused(f"{name} must be at least {least}, not {config[name]}.")
     if config["checkpoint"] not in ("last", "all", "none"):

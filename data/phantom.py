@@ -26,7 +26,7 @@ ingredient = Ingredient("phantom")
 def settings():
     root = "data/Phantom"  # each drawing lies in its own folder in here, seed_0, seed_1 ...
     seed = 0  # which drawing; apart from the run's seed, so that runs compare on the same images
-    crop = 96  # images are 112 to 144 a side: a window smaller than each, for shifts
+    crop = 80  # images are 112 to 144 a side: a window smaller than each, for shifts
     folds = 5  # 64 images to learn from, 16 validate
     fold = 0  # which part validates, 0 to folds - 1
 

@@ -78,7 +78,15 @@ class SelectiveExperiment(Experiment):
         signal.signal(signal.SIGTERM, _terminate)
         return super().run_commandline(argv)
 
-    def run(self, command_name=None, config_updates=None, named_configs=(), info=None, meta_info=None, options=None):
+    def run(
+        self,
+        command_name=None,
+        config_updates=None,
+        named_configs=(),
+        info=None,
+        meta_info=None,
+        options=None,
+    ):
         """As Sacred's; from a command line (`options`) errors of the user are one line and an exit code."""
         try:
             return super().run(command_name, config_updates, named_configs, info, meta_info, options)

@@ -42,7 +42,10 @@ def evaluate(model, store, place, classes, passes, dropout, batch, advance=lambd
         for members, batch_counts in pending:
             counted[members] = batch_counts.cpu()
         scalars |= {prefix + name: value for name, value in summary(counted, bins.cpu()).items()}
-        arrays |= {f"{prefix}dice": metrics.dice(counted).tolist(), f"{prefix}iou": metrics.iou(counted).tolist()}
+        arrays |= {
+            f"{prefix}dice": metrics.dice(counted).tolist(),
+            f"{prefix}iou": metrics.iou(counted).tolist(),
+        }
     return scalars, arrays
 
 

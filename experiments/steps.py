@@ -75,7 +75,10 @@ def introduce(config, run, splits, test, classes):
     """Say what is about to be done, and what an answer that looks at nothing would score."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
     plural = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
-    print(f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {plural}.", flush=True)
+    print(
+        f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {plural}.",
+        flush=True,
+    )
     if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
         print(f"This is a small budget; the published one is `with {config['dataset']}`.", flush=True)
     if test:
@@ -155,7 +158,13 @@ def pool_of(state, indices, cycle, **more):
     """These training images as a heuristic may see them."""
     needs = getattr(state.parts["heuristic"], "NEEDS", ())
     return prediction.open_pool(
-        state.train, indices, state.at(cycle), state.config["mc_iters"], model=state.model, needs=needs, **more
+        state.train,
+        indices,
+        state.at(cycle),
+        state.config["mc_iters"],
+        model=state.model,
+        needs=needs,
+        **more,
     )
 
 

@@ -28,7 +28,7 @@ def settings():
     gamma = 0.1  # what each of those multiplies
     power = 0.9  # of schedule=poly
     loss = "dice_ce"  # ce, dice, dice_ce or linear (the published baselines')
-    epochs = 20  # in each cycle
+    epochs = 10  # in each cycle
     draws = 8  # crops of each labelled image in an epoch
     batch = 8  # crops in a step
     select_by = "loss"  # which validation value keeps the best weights: loss, dice or iou
@@ -51,7 +51,12 @@ def check(optimizer, schedule, loss, select_by, precision, epochs, draws, batch,
     ):
         if value not in known:
             raise Refused(f"trainer.{name} is one of {', '.join(known)}, not {value!r}.")
-    for name, value in (("epochs", epochs), ("draws", draws), ("batch", batch), ("validate_every", validate_every)):
+    for name, value in (
+        ("epochs", epochs),
+        ("draws", draws),
+        ("batch", batch),
+        ("validate_every", validate_every),
+    ):
         if value < 1:
             raise Refused(f"trainer.{name} must be at least 1, not {value}.")
 

@@ -47,8 +47,7 @@ def numpy_crop(array, fill, corner, turns, flip, height, width):
     """Pad, slice, rot90, mirror."""
     h, w = array.shape[:2]
     top, left = (
-        int(f * max(size - crop + 1, 1))
-        for f, size, crop in zip(corner, (h, w), (height, width), strict=True)
+        int(f * max(size - crop + 1, 1)) for f, size, crop in zip(corner, (h, w), (height, width), strict=True)
     )
     spare = [(0, max(height - h, 0)), (0, max(width - w, 0))] + [(0, 0)] * (array.ndim - 2)
     window = np.pad(array, spare, constant_values=fill)[top : top + height, left : left + width]
@@ -69,9 +68,7 @@ def as_float(images):
     return images.permute(0, 3, 1, 2).float() / 255
 
 
-@pytest.mark.parametrize(
-    "height, width", [(5, 5), (7, 7), (4, 5), (1, 1), (9, 9), (6, 11), (13, 13), (10, 25)]
-)
+@pytest.mark.parametrize("height, width", [(5, 5), (7, 7), (4, 5), (1, 1), (9, 9), (6, 11), (13, 13), (10, 25)])
 def test_crops_are_numpy_slices_turned_and_mirrored(height, width):
     store, images, masks = make_store(SIZES)
     for corner in [(0.0, 0.0), (0.3, 0.8), (0.999, 0.5)]:
@@ -93,9 +90,7 @@ def test_one_batch_mixes_sizes_turns_and_repeats(side):
     crops, labels = augment.crops(store, indices, parameters, side, side)
     for n, (i, (turns, flip)) in enumerate(zip(indices.tolist(), KINDS, strict=True)):
         np.testing.assert_array_equal(crops[n], numpy_crop(images[i], 0, (0.6, 0.4), turns, flip, side, side))
-        np.testing.assert_array_equal(
-            labels[n], numpy_crop(masks[i], IGNORE, (0.6, 0.4), turns, flip, side, side)
-        )
+        np.testing.assert_array_equal(labels[n], numpy_crop(masks[i], IGNORE, (0.6, 0.4), turns, flip, side, side))
 
 
 def test_every_corner_is_drawn_equally_often():
@@ -179,9 +174,7 @@ def test_neutral_factors_only_rescale(channels):
 def test_all_four_in_order_with_one_clamp():
     """Against one step after the other in double precision, on colours that leave [0, 1] on both sides."""
     images = random_images()
-    factors = torch.tensor(
-        [[1.4, 0.6, 1.3, 0.05], [0.6, 1.5, 0.5, -0.05], [1.5, 1.5, 1.5, 0.2], [0.5, 0.5, 0, 0.5]]
-    )
+    factors = torch.tensor([[1.4, 0.6, 1.3, 0.05], [0.6, 1.5, 0.5, -0.05], [1.5, 1.5, 1.5, 0.2], [0.5, 0.5, 0, 0.5]])
     x = images.double() / 255
     b, c, s, hue = factors.double().T[..., None, None, None]
     grey, yiq = torch.from_numpy(augment.GREY), torch.from_numpy(augment.YIQ)

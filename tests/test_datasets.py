@@ -226,9 +226,7 @@ def test_phantom_is_the_same_everywhere(drawn, tmp_path):
     load_phantom(tmp_path)
     assert contents(tmp_path / "seed_0") == contents(root / "seed_0")
     assert phantom.plan(1) != phantom.plan(0)
-    assert not np.array_equal(
-        phantom.draw_image(1, "testA_1", 64)[1], phantom.draw_image(0, "testA_1", 64)[1]
-    )
+    assert not np.array_equal(phantom.draw_image(1, "testA_1", 64)[1], phantom.draw_image(0, "testA_1", 64)[1])
 
 
 def test_phantom_is_drawn_once(drawn, monkeypatch):

@@ -1,0 +1,28 @@
+# Everything from nothing: `make demo` runs the main job and draws it, `make test` runs the tests.
+PYTHON ?= python3
+VENV := .venv
+RUN := PYTHONWARNINGS=ignore::UserWarning $(VENV)/bin/python
+
+.PHONY: demo test lint
+
+$(VENV)/ready: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt
+	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo: $(VENV)/ready
+	$(RUN) active.py with heuristic=bald run=3
+	$(RUN) active.py with heuristic=random run=3
+	$(RUN) -m analysis.plots results -o results/learning_curves.png
+
+test: $(VENV)/ready-dev lint
+	$(VENV)/bin/python -m pytest -q -rs --durations=8
+
+lint: $(VENV)/ready-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
