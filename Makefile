@@ -1,7 +1,7 @@
 # Everything from nothing: `make demo` runs the main job and draws it, `make test` runs the tests.
 PYTHON ?= python3
 VENV := .venv
-RUN := PYTHONWARNINGS=ignore::UserWarning $(VENV)/bin/python
+RUN := $(VENV)/bin/python
 
 .PHONY: demo test lint
 

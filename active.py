@@ -5,22 +5,41 @@ Label a few images, train, test, ask for the masks that the heuristic wants most
 
 import os
 
-from sacred import SETTINGS
-from sacred.utils import apply_backspaces_and_linefeeds
-
 from experiments import augment, evaluation, prediction, selection, steps, training
 from experiments.components import SelectiveExperiment
 from experiments.errors import Refused
 from experiments.observers import observers
 
-SETTINGS.CAPTURE_MODE = "sys"  # capturing file descriptors would hide the terminal from the progress bar
+
+def check(config, components):
+    """Refuse at once what could only fail later."""
+    for name, least in (
+        ("mc_iters", 1),
+        ("cycles", 0),
+        ("start", 1),
+        ("query", 1),
+        ("run", 0),
+        ("threads", 0),
+    ):
+        if config[name] < least and type(config[name]) is int:
+            raise Refused(f"{name} must be at least {least}, not {config[name]}.")
+    if config["checkpoint"] not in ("last", "all", "none"):
+        raise Refused(f"checkpoint is one of last, all, none, not {config['checkpoint']!r}.")
+    if config["trainer"]["warm_start"] and config["checkpoint"] == "none":
+        raise Refused("trainer.warm_start goes on from saved weights: set checkpoint=last.")
+    if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):
+        raise Refused(f"label names a file, so it cannot be {config['label']!r}.")
+    training.check()
+    selection.check(components["heuristic"], components["batch"], steps.reduction(config))
+
+
 ex = SelectiveExperiment(
     "askmask",
     ingredients=[training.ingredient, augment.ingredient, prediction.ingredient, evaluation.ingredient],
     fractions=("start", "query"),
+    check=check,
     observe=observers,
 )
-ex.captured_out_filter = apply_backspaces_and_linefeeds
 
 
 @ex.config
@@ -59,7 +78,6 @@ def full(_config, _run):
 
 def learn(config, run):
     """One run, gone on with where its ledger ends; returns the last test Dice, None without test images."""
-    check(config, ex.components)
     with steps.prepare(config, run, ex.components) as state:
         queries = steps.initial(state)
         for cycle in range(config["cycles"] + 1):
@@ -70,28 +88,6 @@ def learn(config, run):
             queries = steps.query(state, cycle)
         steps.conclude(state)
         return dice
-
-
-def check(config, components):
-    """Refuse at once what could only fail later."""
-    for name, least in (
-        ("mc_iters", 1),
-        ("cycles", 0),
-        ("start", 1),
-        ("query", 1),
-        ("run", 0),
-        ("threads", 0),
-    ):
-        if config[name] < least and type(config[name]) is int:
-            raise Refused(f"{name} must be at least {least}, not {config[name]}.")
-    if config["checkpoint"] not in ("last", "all", "none"):
-        raise Refused(f"checkpoint is one of last, all, none, not {config['checkpoint']!r}.")
-    if config["trainer"]["warm_start"] and config["checkpoint"] == "none":
-        raise Refused("trainer.warm_start goes on from saved weights: set checkpoint=last.")
-    if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):
-        raise Refused(f"label names a file, so it cannot be {config['label']!r}.")
-    training.check()
-    selection.check(components["heuristic"], components["batch"], steps.reduction(config))
 
 
 if __name__ == "__main__":

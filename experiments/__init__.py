@@ -1,10 +1,13 @@
 """What makes a run: choosing components, the data path, training, prediction, evaluation, the ledger."""
 
 import sys
+import warnings
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
+
+warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)  # sacred 0.8.7 imports it
 
 
 class _Later(ModuleType):

@@ -13,12 +13,13 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 
-from sacred import Experiment
+from sacred import SETTINGS, Experiment
 from sacred.config.config_files import load_config_file
-from sacred.utils import convert_to_nested_dict, recursive_update
+from sacred.utils import apply_backspaces_and_linefeeds, convert_to_nested_dict, recursive_update
 
 from experiments.errors import Refused, Terminated
 
+SETTINGS.CAPTURE_MODE = "sys"  # capturing file descriptors would hide the terminal from the progress bar
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "experiments" / "presets"
 FOLDERS = {
@@ -62,15 +63,24 @@ def defaults(ingredient, fixed=None):
 class SelectiveExperiment(Experiment):
     """An experiment in which only the named components take part; `components` maps each entry to its module.
 
-    `fractions` names the int settings that may also be a share (0, 1) of something. `observe(config, url,
+    `fractions` names the int settings that may also be a share (0, 1] of something. `check(config, components)`
+    may refuse before anything is written. `observe(config, url,
     command)` gives a run's observers, `url` being `mongo_url` with the password that goes no further than there.
     """
 
-    def __init__(self, *args, fractions=(), observe=lambda config, url, command: [], **kwargs):
+    def __init__(
+        self,
+        *args,
+        fractions=(),
+        check=lambda config, components: None,
+        observe=lambda config, url, command: [],
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.always, self.fractions, self.observe = list(self.ingredients), set(fractions), observe
+        self.always, self.fractions = list(self.ingredients), set(fractions)
+        self.check, self.observe = check, observe
         self.components = {}
-        self.logger = _quiet_logger()
+        self.logger, self.captured_out_filter = _quiet_logger(), apply_backspaces_and_linefeeds
         for file in sorted(PRESETS.glob("*.yaml")):
             self.add_named_config(file.stem, str(file))
 
@@ -112,6 +122,7 @@ class SelectiveExperiment(Experiment):
         if url:
             updates["mongo_url"] = _without_password(url)
         run = super()._create_run(command_name, updates, named_configs, *rest)
+        self.check(run.config, self.components)
         if run.meta_info["options"].get("--mongo_db"):
             run.meta_info["options"]["--mongo_db"] = _without_password(run.meta_info["options"]["--mongo_db"])
         run.observers += self.observe(run.config, url, run.meta_info["command"])

@@ -33,7 +33,7 @@ class Ledger:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise Refused(f"{self.folder} is being written by another run: wait for it or use another label.") from None
+            raise Refused(f"{self.folder} is being written by another run: wait or set label=...") from None
         cut_torn_line(self.folder / "ledger.jsonl")
         self.events = read(self.folder)
         if self.events:
@@ -109,8 +109,8 @@ class Ledger:
             shown = ", ".join(f"{k} {was.get(k)!r} -> {now.get(k)!r}" for k in changed[:4])
             more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
             raise Refused(
-                f"{self.folder} holds a run of another configuration ({shown}{more}): set label=... or results_dir=..., "
-                "or repeat the old settings."
+                f"{self.folder} holds a run of another configuration ({shown}{more}): "
+                "set label=... or results_dir=..., or repeat the old settings."
             )
 
 

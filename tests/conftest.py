@@ -1,0 +1,96 @@
+"""What the tests share: a small phantom, drawn once, and runs of the smoke preset on it."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN = {"benign": 8, "malignant": 8, "mucinous": 5}  # 17 images to learn from, 4 validate
+TEST = 4
+
+
+def settings(root, results, **updates):
+    """The tiny run of these tests as `key: value`; dotted names reach into sections."""
+    tiny = {"phantom.root": str(root), "results_dir": str(results), "runs_dir": "", "threads": 1, "cycles": 1}
+    return tiny | updates
+
+
+def events(results, label="bald", run=0):
+    lines = Path(results, f"{label}_{run}", "ledger.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def ledger_bytes(results, label="bald", run=0):
+    return Path(results, f"{label}_{run}", "ledger.jsonl").read_bytes()
+
+
+def command(*words, cwd, **updates):
+    """Start `python active.py with ...` there; communicate() with what is returned."""
+    line = [sys.executable, str(ROOT / "active.py"), "with", *words]
+    line += [f"{key}={value}" for key, value in updates.items()]
+    plain = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONWARNINGS")}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(line, cwd=cwd, env=plain, stdout=pipe, stderr=pipe, text=True)
+
+
+@pytest.fixture(scope="session")
+def phantom_root(tmp_path_factory):
+    """A `phantom.root` whose seed_0 holds 21 training images (5 mucinous) and 4 test images of the real drawing."""
+    from data import phantom
+
+    root = tmp_path_factory.mktemp("Phantom")
+    left, chosen = dict(TRAIN), []
+    for name, scene in phantom.plan(0):
+        grade = "mucinous" if scene % 9 == 4 else ("benign", "malignant")[scene % 2]
+        if name.startswith("train") and left[grade]:
+            left[grade] -= 1
+            chosen.append((name, scene))
+        elif name.startswith("testA") and int(name.split("_")[1]) <= TEST:
+            chosen.append((name, scene))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phantom, "plan", lambda seed: chosen)
+        phantom.draw_folder(root / "seed_0", 0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def experiment():
+    """active.ex; the warnings that baal and sacred give while they are imported are theirs, later ones are not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import baal.active  # noqa: F401
+
+        import active
+    return active.ex
+
+
+@pytest.fixture
+def smoke(tmp_path, phantom_root, experiment):
+    """smoke(**updates): one run in this process into tmp_path/results; `root` and `to` say where; Sacred's Run."""
+
+    def run(*presets, root=phantom_root, to="results", **updates):
+        updates = settings(root, tmp_path / to, **updates)
+        return experiment.run(config_updates=updates, named_configs=["smoke", *presets])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory, phantom_root, experiment):
+    """The results folder of one finished bald run, cycles=1: what disturbed runs are compared with. Do not write."""
+    results = tmp_path_factory.mktemp("undisturbed")
+    experiment.run(config_updates=settings(phantom_root, results), named_configs=["smoke"])
+    return results
+
+
+@pytest.fixture(scope="session")
+def longer(tmp_path_factory, phantom_root, experiment):
+    """As `undisturbed`, with cycles=2."""
+    results = tmp_path_factory.mktemp("longer")
+    experiment.run(config_updates=settings(phantom_root, results, cycles=2), named_configs=["smoke"])
+    return results

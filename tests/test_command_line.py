@@ -1,0 +1,292 @@
+"""What a person types: wrong words are refused in one line, right ones do what they say and nothing twice."""
+
+import importlib
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, command, events, ledger_bytes, settings
+from PIL import Image
+
+from data import phantom
+from experiments import steps, training
+from experiments.errors import BadData, Refused
+from experiments.randomness import generator
+
+REFUSALS = [
+    (["heuristic=blad"], ["'blad'", "Did you mean bald?"]),
+    (["heuristc=bald"], ["heuristc", "Did you mean heuristic?"]),
+    (["bald.reducton=max"], ["bald.reducton", "Did you mean bald.reduction?"]),
+    (["heuristic=bald", "entropy.x=1"], ["entropy", "heuristic=entropy"]),
+    (["unet.widht=4"], ["unet.widht", "Did you mean unet.width?"]),
+    (["mc_iters=abc"], ["mc_iters", "int", "'abc'"]),
+    (["mc_iters=2.5"], ["mc_iters", "int", "2.5"]),
+    (["mc_iters=True"], ["mc_iters", "int", "True"]),
+    (["mc_iters=0"], ["mc_iters", "at least 1"]),
+    (["cycles=-1"], ["cycles", "at least 0"]),
+    (["start=0"], ["start", "at least 1"]),
+    (["start=abc"], ["start", "fraction", "'abc'"]),
+    (["start=1.5"], ["start", "fraction", "1.5"]),
+    (["query=0.0"], ["query", "fraction", "0.0"]),
+    (["heuristic=mc"], ["'mc'", "heuristic=vote_variance"]),
+    (["heuristic=max"], ["'max'", "heuristic=expected_entropy"]),
+    (["heuristic=rand"], ["'rand'", "heuristic=random"]),
+    (["initial=bald"], ["initial", "'bald'", "random"]),
+    (["heuristic=../active"], ["../active"]),
+    (["smok"], ["preset", "'smok'", "Did you mean smoke?"]),
+    (["entropy"], ["preset", "'entropy'", "heuristic=entropy"]),
+    (["label=a/b"], ["label", "'a/b'"]),
+    (["label="], ["label"]),
+    (["checkpoint=first"], ["checkpoint", "last, all, none"]),
+    (["trainer.loss=dise"], ["trainer.loss", "'dise'", "dice"]),
+    (["bald.reduction=median"], ["reduction", "'median'", "max"]),
+]
+
+
+@pytest.fixture
+def typed(experiment, capsys, monkeypatch, tmp_path):
+    """typed(*words): `python active.py with *words` in this process and an empty folder: (code, out, err)."""
+    handler = signal.getsignal(signal.SIGTERM)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exit:
+            experiment.run_commandline(["active.py", "with", *words])
+        return exit.value.code, *capsys.readouterr()
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+def one_line(text):
+    lines = [line for line in text.splitlines() if line.strip()]
+    assert len(lines) == 1 and "Traceback" not in text, text
+    return lines[0]
+
+
+@pytest.mark.parametrize("words, said", REFUSALS, ids=[" ".join(words) for words, _ in REFUSALS])
+def test_wrong_words_are_one_line_and_leave_nothing(typed, tmp_path, words, said):
+    code, out, err = typed(*words)
+    assert code == 1
+    line = one_line(out + err)
+    assert all(word in line for word in said), line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_misspelt_key_in_a_preset_file(typed, tmp_path):
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("heuristic: entropy\ntrainer: {epohcs: 3}\n")
+    code, out, err = typed(str(preset))
+    assert code == 1 and "Did you mean trainer.epochs?" in one_line(out + err)
+    assert list(tmp_path.iterdir()) == [preset]
+
+
+def test_preset_file_is_used(experiment, phantom_root, tmp_path):
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("heuristic: random\nrun: 5\nunet: {p: 0.2}\n")
+    updates = settings(phantom_root, tmp_path / "results", cycles=0, label="yaml")
+    run = experiment.run(config_updates=updates, named_configs=["smoke", str(preset)])
+    assert (run.config["heuristic"], run.config["run"]) == ("random", 5)
+    assert run.config["unet"] == {"width": 2, "p": 0.2}
+    assert len(events(tmp_path / "results", "yaml", 5)) == 2
+
+
+@pytest.mark.parametrize("words, said", [REFUSALS[0], REFUSALS[2], REFUSALS[19]], ids=["name", "key", "preset"])
+def test_a_terminal_sees_one_line_soon(tmp_path, words, said):
+    began = time.monotonic()
+    process = command(*words, cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    seconds = time.monotonic() - began
+    assert process.returncode == 1
+    line = one_line(out + err)
+    assert all(word in line for word in said), line
+    assert list(tmp_path.iterdir()) == []
+    assert seconds < 10, f"a refusal took {seconds:.1f} s"
+
+
+def test_missing_dataset_folder(typed):
+    code, out, err = typed("dataset=glas", "glas.root=nowhere", "runs_dir=")
+    assert code == 1 and "Traceback" not in out + err
+    assert "GlaS is not at nowhere" in one_line(err) and "dataset=phantom" in err
+
+
+def test_start_as_a_share(smoke, tmp_path):
+    assert [steps.count(share, 16) for share in (0.1, 1.0, 1, 0.01, 99)] == [2, 16, 1, 1, 16]
+    smoke(start=0.1, query=0.5, to="share")
+    first, _, queried, _ = events(tmp_path / "share")
+    assert len(first["queries"]) == 2 and len(queried["queries"]) == 8
+    assert (first["settings"]["start"], first["settings"]["query"]) == (2, 8)
+
+
+def test_other_settings_are_refused_by_name(smoke, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "results")
+    with pytest.raises(Refused) as refused:
+        smoke(mc_iters=3)
+    assert "mc_iters 2 -> 3" in str(refused.value) and "label=" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert ledger_bytes(tmp_path / "results") == ledger_bytes(undisturbed)
+
+
+def test_other_images_are_refused(smoke, undisturbed, phantom_root, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "results")
+    shutil.copytree(phantom_root, tmp_path / "Phantom")
+    path = tmp_path / "Phantom" / "seed_0" / "testA_1.bmp"
+    pixels = np.array(Image.open(path))
+    pixels[0, 0, 0] ^= 1
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(Refused, match="another configuration.*data"):
+        smoke(root=tmp_path / "Phantom")
+
+
+def test_finished_run_is_not_run_twice(smoke, undisturbed, tmp_path, monkeypatch):
+    shutil.copytree(undisturbed, tmp_path / "results")
+    file = tmp_path / "results" / "bald_0" / "ledger.jsonl"
+    before = file.stat().st_mtime_ns, file.read_bytes()
+    monkeypatch.setattr(training, "fit", lambda *args, **more: pytest.fail("it trained again"))
+    run = smoke(runs_dir=str(tmp_path / "runs"))
+    assert run.status == "COMPLETED"
+    assert run.result == events(undisturbed)[-1]["metrics"]["test.dice"]
+    assert (file.stat().st_mtime_ns, file.read_bytes()) == before
+    assert not (tmp_path / "runs").exists()
+
+
+def test_more_cycles_extend_a_run(smoke, undisturbed, longer, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "results")
+    smoke(cycles=2)
+    assert ledger_bytes(tmp_path / "results") == ledger_bytes(longer)
+    assert ledger_bytes(longer).startswith(ledger_bytes(undisturbed))
+    assert [e["event"] for e in events(longer)] == ["start", *["evaluated", "queried"] * 2, "evaluated"]
+    curve = tmp_path / "results" / "bald_0.npy"
+    assert curve.read_bytes() == (longer / "bald_0.npy").read_bytes() and np.load(curve).shape == (3,)
+
+
+def test_pool_runs_empty(smoke, tmp_path, capsys):
+    run = smoke(query=100, cycles=5)
+    said = capsys.readouterr().out
+    evaluated = [e for e in events(tmp_path / "results") if e["event"] == "evaluated"]
+    assert [(e["images"], e["pool"]) for e in evaluated] == [(2, 14), (16, 0)]
+    assert run.status == "COMPLETED" and "Every image of the pool is labelled" in said
+    before = ledger_bytes(tmp_path / "results")
+    assert smoke(query=100, cycles=9).result == run.result
+    assert ledger_bytes(tmp_path / "results") == before
+
+
+def test_two_runs_are_bitwise_equal(smoke, undisturbed, tmp_path):
+    smoke()
+    assert ledger_bytes(tmp_path / "results") == ledger_bytes(undisturbed)
+    assert (tmp_path / "results/bald_0.npy").read_bytes() == (undisturbed / "bald_0.npy").read_bytes()
+
+
+def test_terminal_run_equals_one_in_process(phantom_root, undisturbed, tmp_path):
+    updates = settings(phantom_root, "results")
+    process = command("smoke", cwd=tmp_path, **updates)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "cycle 1/1: 4 images labelled, test Dice" in out and "Traceback" not in err
+    assert out.splitlines()[-1] == "results/bald_0.npy"
+    assert ledger_bytes(tmp_path / "results") == ledger_bytes(undisturbed)
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_strategies_of_one_run_number_begin_alike(smoke, undisturbed, tmp_path):
+    books = {"bald": events(undisturbed)}
+    for name in ("random", "entropy"):
+        smoke(heuristic=name)
+        books[name] = events(tmp_path / "results", name)
+    smoke(heuristic="random", run=1, cycles=0)
+    other = events(tmp_path / "results", "random", 1)
+    start, evaluated = books["bald"][:2]
+    for name in ("random", "entropy"):
+        assert books[name][0]["queries"] == start["queries"]
+        assert books[name][1] == evaluated  # metrics of every image and the weights' sha256 among it
+        curves = [np.load(path / f"{n}_0.npy") for path, n in ((undisturbed, "bald"), (tmp_path / "results", name))]
+        assert curves[0][:1].tobytes() == curves[1][:1].tobytes()
+    assert other[0]["queries"] != start["queries"] and other[1]["weights"] != evaluated["weights"]
+    asked = {name: [q["id"] for q in book[2]["queries"]] for name, book in books.items()}
+    assert asked["random"] != asked["bald"], "the heuristic made no difference"
+
+
+MINE = '''"""Least confident pixels, to a power."""
+
+from sacred import Ingredient
+
+ingredient = Ingredient("zz_mine")
+
+
+@ingredient.config
+def settings():
+    power = 1.0  # above 1 prefers few very uncertain pixels
+
+
+@ingredient.capture
+def uncertainty(prediction, power):
+    return (1 - prediction.mean.amax(1)) ** power
+'''
+
+
+def test_own_heuristic_is_one_file(smoke, tmp_path):
+    assert len(MINE.splitlines()) <= 20
+    file = ROOT / "heuristics" / "zz_mine.py"
+    assert not file.exists()
+    try:
+        file.write_text(MINE)
+        importlib.invalidate_caches()
+        run = smoke(**{"heuristic": "zz_mine", "zz_mine.power": 2.0})
+        smoke(heuristic="zz_mine", label="weak")
+        with pytest.raises(Refused, match="Did you mean zz_mine.power"):
+            smoke(**{"heuristic": "zz_mine", "zz_mine.powr": 2.0})
+    finally:
+        file.unlink()
+        sys.modules.pop("heuristics.zz_mine", None)
+    assert run.config["zz_mine"] == {"power": 2.0}
+    strong, weak = (events(tmp_path / "results", label)[2]["queries"] for label in ("zz_mine", "weak"))
+    assert all(0 < q["score"] <= 0.25 and q["rank"] == i for i, q in enumerate(strong))
+    assert min(q["score"] for q in weak) > max(q["score"] for q in strong)  # u < 1, so u squared is less
+    with pytest.raises(Refused, match="no heuristic 'zz_mine'"):
+        smoke(heuristic="zz_mine")
+
+
+def pool_ids(root):
+    rng = generator(0, "phantom", "split")
+    return set(phantom.load(rng=rng, root=str(root), seed=0, crop=64, folds=5, fold=0).train.ids)
+
+
+def test_masks_are_opened_when_they_were_asked_for(smoke, phantom_root, tmp_path, monkeypatch):
+    pool, opened, real = pool_ids(phantom_root), [], Image.open
+
+    def spy(path, *args, **more):
+        name = Path(path).stem
+        if name.endswith("_anno") and name.removesuffix("_anno") in pool:
+            asked = {q["id"] for e in events(tmp_path / "results") for q in e.get("queries", ())}
+            opened.append((name.removesuffix("_anno"), asked))
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(Image, "open", spy)
+    smoke()
+    assert len(pool) == 16 and len(opened) == 4
+    assert all(id in asked for id, asked in opened)
+
+
+def test_unusable_mask_stops_and_after_repair_goes_on(smoke, experiment, undisturbed, phantom_root, tmp_path):
+    book = events(undisturbed)
+    started = {q["id"] for q in book[0]["queries"]}
+    root, names = tmp_path / "Phantom", pool_ids(phantom_root) - started
+    shutil.copytree(phantom_root, root)
+    for name in names:
+        (root / "seed_0" / f"{name}_anno.bmp").write_bytes(b"not a mask")
+    with pytest.raises(BadData) as stopped:
+        smoke(root=root)
+    asked = [q["id"] for q in book[2]["queries"]]
+    assert any(f"{name}_anno.bmp" in str(stopped.value) for name in asked) and "\n" not in str(stopped.value)
+    assert experiment.current_run.status == "INTERRUPTED"
+    kept = ledger_bytes(tmp_path / "results")
+    assert kept == b"".join(ledger_bytes(undisturbed).splitlines(keepends=True)[:3])
+    for name in asked:
+        shutil.copy(phantom_root / "seed_0" / f"{name}_anno.bmp", root / "seed_0")
+    smoke(root=root)
+    assert ledger_bytes(tmp_path / "results") == ledger_bytes(undisturbed)

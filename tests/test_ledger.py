@@ -1,0 +1,302 @@
+"""What is on the disk survives: torn lines, full disks, killed processes, damaged checkpoints."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, command, ledger_bytes, settings
+
+from experiments import ledger, training
+from experiments.errors import Refused
+from experiments.ledger import Ledger, append_line, finished, hash_weights, read, write
+
+SETTINGS = {"seed": 0, "unet": {"width": 2}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of a run with three events."""
+    with Ledger(tmp_path / "bald_0", SETTINGS, ["abc"]) as book:
+        book.append("start", queries=[{"id": "train_1", "score": 0.1}])
+        book.append("evaluated", 0, images=1, pool=3, metrics={"test.dice": 1 / 3})
+        book.append("queried", 0, queries=[])
+    return tmp_path / "bald_0"
+
+
+def test_append_reads_back(folder):
+    with Ledger(folder, SETTINGS, ["abc"]) as book:
+        assert book.events == read(folder)
+        assert [e["event"] for e in book.events] == ["start", "evaluated", "queried"]
+        assert book.find("evaluated")["metrics"]["test.dice"] == 1 / 3
+        assert book.find("evaluated", 1) is None
+        assert (book.events[0]["settings"], book.events[0]["data"]) == (SETTINGS, ["abc"])
+        event = book.append("evaluated", 1, images=2, pool=2, pair=(1, 2))
+        assert event["pair"] == [1, 2] and book.find("evaluated", 1) == event == read(folder)[-1]
+        with pytest.raises(ValueError):
+            book.append("evaluated", 2, value=float("nan"))
+        assert len(read(folder)) == len(book.events) == 4
+    assert not finished(folder, 2) and finished(folder, 1)
+
+
+def test_torn_last_line_is_cut(folder):
+    file = folder / "ledger.jsonl"
+    whole = file.read_bytes()
+    for torn in (b'{"event": "eval', b'{"event": "evaluated", "cycle": 1}', b"\0\0\0"):
+        file.write_bytes(whole + torn)
+        assert len(read(folder)) == 3
+        with Ledger(folder, SETTINGS, ["abc"]) as book:
+            assert len(book.events) == 3
+        assert file.read_bytes() == whole
+    file.write_bytes(b'{"event": "st')
+    with Ledger(folder, {"seed": 1}, []) as book:
+        assert book.events == [] and file.read_bytes() == b""
+
+
+@pytest.mark.parametrize("damage", [b'{"event": "ev\n', b"\0\0\0\0\n", b"\xff\xfe{}\n"])
+def test_damaged_middle_is_refused(folder, damage):
+    file = folder / "ledger.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(lines[0] + damage + lines[2])
+    before = file.read_bytes()
+    with pytest.raises(Refused, match="ledger.jsonl is damaged"):
+        with Ledger(folder, SETTINGS, ["abc"]):
+            pass
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize("settings, data, named", [
+    ({"seed": 1, "unet": {"width": 2}}, ["abc"], "seed 0 -> 1"),
+    ({"seed": 0, "unet": {"width": 4}}, ["abc"], "unet.width 2 -> 4"),
+    (SETTINGS, ["abd"], "data"),
+])  # fmt: skip
+def test_another_run_is_refused(folder, settings, data, named):
+    with pytest.raises(Refused, match=named):
+        with Ledger(folder, settings, data):
+            pass
+    with Ledger(folder, {**SETTINGS, "device": "cuda:0", "cycles": 9, "mongo_url": "x"}, ["abc"]) as book:
+        assert len(book.events) == 3
+
+
+def test_lock_within_a_process(folder):
+    with Ledger(folder, SETTINGS, ["abc"]):
+        with pytest.raises(Refused, match="another run"):
+            with Ledger(folder, SETTINGS, ["abc"]):
+                pass
+    with Ledger(folder, SETTINGS, ["abc"]) as book:
+        assert len(book.events) == 3
+
+
+def test_lock_between_processes_dies_with_its_owner(folder):
+    holder = f"""if True:
+        from experiments.ledger import Ledger
+        with Ledger({str(folder)!r}, {SETTINGS!r}, ["abc"]):
+            print("held", flush=True)
+            input()"""
+    line = [sys.executable, "-W", "ignore", "-c", holder]
+    process = subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        with pytest.raises(Refused, match="another run"):
+            with Ledger(folder, SETTINGS, ["abc"]):
+                pass
+    finally:
+        process.kill()
+        process.communicate()
+    with Ledger(folder, SETTINGS, ["abc"]) as book:
+        assert len(book.events) == 3
+
+
+def full(*args):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.fixture
+def small_disk():
+    """small_disk(bytes): no file of this process may grow beyond that, so a write really stops halfway."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_write_is_all_or_nothing(tmp_path, monkeypatch, call):
+    path = tmp_path / "bald_0.npy"
+    write(path, b"old")
+    monkeypatch.setattr(ledger.os, call, full)
+    with pytest.raises(Refused) as refused:
+        write(path, b"new and longer")
+    assert str(path) in str(refused.value) and "No space left" in str(refused.value)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    monkeypatch.undo()
+    write(path, b"new and longer")
+    assert path.read_bytes() == b"new and longer" and list(tmp_path.iterdir()) == [path]
+
+
+def test_write_that_stops_halfway(tmp_path, small_disk):
+    path = tmp_path / "bald_0.npy"
+    write(path, b"old")
+    small_disk(10_000)
+    with pytest.raises(Refused, match="bald_0.npy cannot be written"):
+        write(path, bytes(30_000))
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_append_that_cannot_be_synced_is_taken_back(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.jsonl"
+    append_line(path, "one")
+    monkeypatch.setattr(ledger.os, "fsync", full)
+    with pytest.raises(Refused) as refused:
+        append_line(path, "two")
+    assert str(path) in str(refused.value) and "No space left" in str(refused.value)
+    assert path.read_bytes() == b"one\n"
+
+
+@pytest.mark.parametrize("length", [100, 30_000])  # within and beyond a file object's buffer
+def test_append_that_stops_halfway_is_taken_back(folder, small_disk, length):
+    before = (folder / "ledger.jsonl").read_bytes()
+    with Ledger(folder, SETTINGS, ["abc"]) as book:
+        small_disk(len(before) + 50)
+        with pytest.raises(Refused, match="ledger.jsonl cannot be written"):
+            book.append("evaluated", 1, long="x" * length)
+        small_disk(1_000_000)
+        assert (folder / "ledger.jsonl").read_bytes() == before
+        assert len(book.events) == 3
+        book.append("evaluated", 1, images=2, pool=0)
+    assert len(read(folder)) == 4
+
+
+def weights():
+    return {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor([1, 2]), "c": torch.zeros(())}
+
+
+def test_weights_round_trip(folder):
+    with Ledger(folder, SETTINGS, ["abc"]) as book:
+        digest = book.save_weights(0, weights(), "last")
+        back = book.load_weights(0, digest)
+        assert back.keys() == weights().keys()
+        assert all(torch.equal(back[k], v) and back[k].dtype == v.dtype for k, v in weights().items())
+        assert digest == hash_weights(back) != hash_weights({**weights(), "c": torch.ones(())})
+        assert book.load_weights(0, "0" * 64) is None
+        assert book.load_weights(1, digest) is None
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "missing"])
+def test_damaged_weights_are_found(folder, damage):
+    with Ledger(folder, SETTINGS, ["abc"]) as book:
+        digest = book.save_weights(0, weights(), "last")
+        damage_file(folder / "checkpoint" / "cycle_000.safetensors", damage)
+        assert book.load_weights(0, digest) is None
+
+
+def damage_file(path, damage):
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[-1] ^= 1
+    path.write_bytes({"flip": data, "truncate": data[:-5], "empty": b"", "missing": b""}[damage])
+    if damage == "missing":
+        path.unlink()
+
+
+def test_which_weights_are_kept(tmp_path):
+    for keep, expected in {"last": [2], "all": [0, 1, 2], "none": []}.items():
+        with Ledger(tmp_path / keep, SETTINGS, []) as book:
+            for cycle in range(3):
+                book.save_weights(cycle, weights(), keep)
+        found = sorted(path.name for path in (tmp_path / keep / "checkpoint").iterdir())
+        assert found == [f"cycle_{cycle:03d}.safetensors" for cycle in expected]
+
+
+@pytest.mark.parametrize("damage", ["flip", "missing"])
+def test_lost_checkpoint_is_trained_again(smoke, undisturbed, longer, tmp_path, damage):
+    shutil.copytree(undisturbed, tmp_path / "results")
+    damage_file(tmp_path / "results/bald_0/checkpoint/cycle_001.safetensors", damage)
+    smoke(cycles=2)
+    assert ledger_bytes(tmp_path / "results") == ledger_bytes(longer)
+
+
+def test_good_checkpoint_is_not_trained_again(smoke, undisturbed, longer, tmp_path, monkeypatch):
+    shutil.copytree(undisturbed, tmp_path / "results")
+    trained, real = [], training.fit
+    monkeypatch.setattr(training, "fit", lambda *a, **more: trained.append(a[4]) or real(*a, **more))
+    smoke(cycles=2)
+    assert trained == [(0, "phantom", 2)]
+    assert ledger_bytes(tmp_path / "results") == ledger_bytes(longer)
+
+
+def test_crash_after_every_event(smoke, longer, tmp_path, monkeypatch):
+    class Crash(Exception):
+        pass
+
+    def append(book, *args, **values):
+        real(book, *args, **values)
+        raise Crash
+
+    real, crashes = Ledger.append, 0
+    monkeypatch.setattr(Ledger, "append", append)
+    while crashes < 10:
+        try:
+            smoke(cycles=2)
+            break
+        except Crash:
+            crashes += 1
+            assert longer_prefix(longer, crashes) == ledger_bytes(tmp_path / "results")
+    assert crashes == 6
+    assert_same(tmp_path / "results", longer)
+
+
+def longer_prefix(longer, count):
+    return b"".join(ledger_bytes(longer).splitlines(keepends=True)[:count])
+
+
+def assert_same(results, expected):
+    assert ledger_bytes(results) == ledger_bytes(expected)
+    for name in ("bald_0.npy", "bald_0/dice.npy", "bald_0/budget.npy"):
+        assert (results / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def started(tmp_path, phantom_root):
+    """A run in a process of its own that has written its first event."""
+    process = command("smoke", cwd=tmp_path, **settings(phantom_root, tmp_path / "results", cycles=2))
+    deadline = time.monotonic() + 60
+    while not read(tmp_path / "results" / "bald_0"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            pytest.fail(f"no first event: {process.communicate()}")
+        time.sleep(0.02)
+    return process
+
+
+def test_killed_at_any_moment(smoke, longer, phantom_root, tmp_path):
+    process = started(tmp_path, phantom_root)
+    delay = random.SystemRandom().uniform(0, 1.5)
+    print(f"killed {delay:.3f} s after its first event")
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9
+    smoke(cycles=2)
+    assert_same(tmp_path / "results", longer)
+
+
+def test_terminated(smoke, longer, phantom_root, tmp_path):
+    process = started(tmp_path, phantom_root)
+    process.terminate()
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert "Traceback" not in out + err and "the same command continues" in err
+    assert longer_prefix(longer, len(read(tmp_path / "results/bald_0"))) == ledger_bytes(tmp_path / "results")
+    smoke(cycles=2)
+    assert_same(tmp_path / "results", longer)
+
+
+def test_no_clock_or_place_in_the_ledger(longer):
+    text = ledger_bytes(longer).decode()
+    assert os.uname().nodename not in text and "/" not in text
+    assert all("seconds" not in json.loads(line) for line in text.splitlines())

@@ -1,0 +1,188 @@
+"""Metrics and losses against closed forms, and against MONAI, torchmetrics and torch where these agree."""
+
+import math
+
+import pytest
+import torch
+from monai.losses import DiceLoss
+from monai.metrics import compute_dice, compute_iou
+from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from experiments import metrics
+from experiments.losses import LOSSES
+from experiments.store import IGNORE
+
+CLASSES = 3
+
+
+def drawn(seed, classes=CLASSES, shape=(4, 13, 11)):
+    """(labels, masks): the second image has no class 2 at all, the third none in its mask alone."""
+    rng = torch.Generator().manual_seed(seed)
+    labels, masks = torch.randint(classes, (2, *shape), generator=rng)
+    labels[1][labels[1] == 2] = 0
+    masks[1][masks[1] == 2] = 0
+    masks[2][masks[2] == 2] = 1
+    return labels, masks.to(torch.uint8)
+
+
+def one_hot(numbers, classes=CLASSES):
+    return F.one_hot(numbers.long(), classes).movedim(-1, 1).float()
+
+
+def table(labels, masks, classes=2):
+    return metrics.counts(torch.tensor([labels]), torch.tensor([masks], dtype=torch.uint8), classes)
+
+
+def test_counts_are_both_predicted_and_true_pixels_and_leave_ignored_ones_out():
+    counted = table([[0, 1, 1, 1], [1, 0, 1, 0]], [[0, 1, 1, 0], [IGNORE, IGNORE, 0, 1]])
+    assert counted.tolist() == [[[1, 2, 3], [2, 4, 3]]]
+    assert counted.dtype == torch.int64
+
+
+def test_dice_iou_and_accuracy_closed_form():
+    counted = table([[0, 1, 1, 1], [1, 0, 1, 0]], [[0, 1, 1, 0], [IGNORE, IGNORE, 0, 1]])
+    assert metrics.dice(counted).tolist() == [pytest.approx([2 / 5, 4 / 7])]
+    assert metrics.iou(counted).tolist() == [pytest.approx([1 / 4, 2 / 5])]
+    assert metrics.accuracy(counted).item() == 0.5
+
+
+@pytest.mark.parametrize("metric", [metrics.dice, metrics.iou])
+@pytest.mark.parametrize(
+    ("labels", "masks", "foreground"),
+    [
+        ([[0, 0]], [[0, 0]], 1),  # in neither
+        ([[0, 1]], [[0, 0]], 0),  # only predicted
+        ([[0, 0]], [[0, 1]], 0),  # only true
+        ([[0, 1]], [[0, IGNORE]], 1),  # predicted only where nothing counts
+        ([[1, 1]], [[IGNORE, IGNORE]], 1),  # nothing counts
+    ],
+)
+def test_a_class_in_neither_scores_1_and_in_one_alone_0(metric, labels, masks, foreground):
+    assert metric(table(labels, masks))[0, 1].item() == foreground
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("ours", "monai"), [(metrics.dice, compute_dice), (metrics.iou, compute_iou)])
+def test_overlap_is_that_of_monai_with_empty_classes_counted(ours, monai, seed):
+    labels, masks = drawn(seed)
+    expected = monai(one_hot(labels), one_hot(masks), include_background=True, ignore_empty=False)
+    assert (expected[1:3, 2] == torch.tensor([1, 0])).all()  # both empty conventions occur
+    torch.testing.assert_close(
+        ours(metrics.counts(labels, masks, CLASSES)), expected.double(), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("metric", [metrics.dice, metrics.iou, metrics.accuracy])
+def test_ignored_pixels_count_as_if_cut_off(metric):
+    labels, masks = drawn(4)
+    masks[:, :, 6:] = IGNORE
+    whole = metrics.counts(labels, masks, CLASSES)
+    cut = metrics.counts(labels[:, :, :6], masks[:, :, :6], CLASSES)
+    assert torch.equal(metric(whole), metric(cut))
+    assert not torch.equal(metric(whole), metric(metrics.counts(labels, drawn(4)[1], CLASSES)))
+
+
+def test_pixel_accuracy_weights_images_by_their_pixels():
+    counted = table([[1, 1, 1]], [[1, IGNORE, IGNORE]]), table([[0, 0, 0]], [[1, 1, 0]])
+    assert metrics.accuracy(torch.cat(counted)).item() == 0.5  # 2 of 4 pixels, not the mean of 1 and 1/3
+
+
+def test_ece_closed_form():
+    """Four pixels of confidence .9, 3 right, one of .6, wrong, one ignored: (4 * .15 + .6) / 5."""
+    foreground = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.6, 0.99]).view(1, 1, 1, 6).double()
+    masks = torch.tensor([1, 1, 1, 0, 0, IGNORE], dtype=torch.uint8).view(1, 1, 6)
+    bins = metrics.calibration_bins(torch.cat([1 - foreground, foreground], 1), masks)
+    assert bins[:, 0].sum() == 5
+    assert metrics.ece(bins).item() == pytest.approx((4 * 0.15 + 0.6) / 5, abs=1e-12)
+
+
+def test_certain_and_right_has_no_calibration_error_and_certain_and_wrong_has_1():
+    p = torch.tensor([0.0, 1.0]).view(1, 2, 1, 1).expand(1, 2, 3, 3)
+    for truth, expected in ((1, 0), (0, 1)):
+        masks = torch.full((1, 3, 3), truth, dtype=torch.uint8)
+        assert metrics.ece(metrics.calibration_bins(p, masks)).item() == expected
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_ece_is_that_of_torchmetrics_without_the_ignored_pixels(classes):
+    rng = torch.Generator().manual_seed(classes)
+    p = (2 * torch.randn(3, classes, 21, 17, generator=rng)).softmax(1)
+    masks = torch.randint(classes, (3, 21, 17), generator=rng).to(torch.uint8)
+    masks[torch.rand(masks.shape, generator=rng) < 0.2] = IGNORE
+    bins = sum(metrics.calibration_bins(p[i : i + 1], masks[i : i + 1]) for i in range(3))
+    counted = masks != IGNORE
+    expected = multiclass_calibration_error(
+        p.movedim(1, -1)[counted], masks[counted].long(), num_classes=classes, n_bins=15, norm="l1"
+    )
+    assert expected > 0.1
+    assert metrics.ece(bins).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def problem(seed=0, classes=CLASSES, ignored=0):
+    """Logits that learn, and masks; the last `ignored` columns are IGNORE."""
+    rng = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, classes, 9, 10, generator=rng)
+    masks = torch.randint(classes, (3, 9, 10), generator=rng).to(torch.uint8)
+    masks[:, :, 10 - ignored :] = IGNORE
+    return logits.requires_grad_(), masks
+
+
+def test_ce_is_that_of_torch_for_each_image():
+    logits, masks = problem()
+    expected = torch.stack(
+        [F.cross_entropy(one[None], mask[None].long()) for one, mask in zip(logits, masks, strict=True)]
+    )
+    torch.testing.assert_close(LOSSES["ce"](logits, masks), expected)
+
+
+def test_dice_is_that_of_monai_for_each_image():
+    logits, masks = problem()
+    expected = DiceLoss(softmax=True, to_onehot_y=True, reduction="none")(logits, masks[:, None].float())
+    torch.testing.assert_close(LOSSES["dice"](logits, masks), expected.flatten(1).mean(1))
+
+
+def test_dice_ce_is_their_sum():
+    logits, masks = problem(ignored=2)
+    expected = LOSSES["dice"](logits, masks) + LOSSES["ce"](logits, masks)
+    assert torch.equal(LOSSES["dice_ce"](logits, masks), expected)
+
+
+def test_linear_is_1_minus_the_mean_probability_of_the_true_class():
+    logits, masks = problem()
+    true = logits.softmax(1).gather(1, masks[:, None].long())
+    torch.testing.assert_close(LOSSES["linear"](logits, masks), 1 - true.flatten(1).mean(1))
+    by_hand = torch.tensor([0.7, 0.2]).log().view(1, 2, 1, 1).expand(1, 2, 1, 2) + 5
+    probabilities = torch.tensor([7 / 9, 2 / 9])
+    mask = torch.tensor([[[0, 1]]], dtype=torch.uint8)
+    torch.testing.assert_close(LOSSES["linear"](by_hand, mask), 1 - probabilities.mean()[None])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ignoring_pixels_is_cutting_them_out(name):
+    logits, masks = problem(ignored=4)
+    loss = LOSSES[name](logits, masks)
+    torch.testing.assert_close(loss, LOSSES[name](logits[..., :6], masks[..., :6]))
+    loss.sum().backward()
+    assert (logits.grad[..., 6:] == 0).all()
+    assert (logits.grad[..., :6].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_image_without_any_counted_pixel_gives_a_finite_loss_and_no_gradient(name):
+    logits, masks = problem()
+    masks[1] = IGNORE
+    loss = LOSSES[name](logits, masks)
+    loss.sum().backward()
+    assert loss.isfinite().all() and logits.grad.isfinite().all()
+    assert (logits.grad[1] == 0).all() and (logits.grad[0] != 0).any()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_per_image_and_falls_to_0_on_the_right_answer(name):
+    logits, masks = problem()
+    right = 60 * one_hot(masks)
+    assert LOSSES[name](logits, masks).shape == (3,)
+    assert LOSSES[name](right, masks).abs().max() < 1e-6
+    assert LOSSES[name](-right, masks).min() > 0.5
+    assert math.isclose(LOSSES[name](logits[1:2], masks[1:2]).item(), LOSSES[name](logits, masks)[1].item())
