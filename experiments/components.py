@@ -19,6 +19,8 @@ from sacred.utils import apply_backspaces_and_linefeeds, convert_to_nested_dict,
 
 from experiments.errors import Refused, Terminated
 
+# what Sacred logs and our own lines say better, or the user has asked for with runs_dir=""
+UNSAID = {"Aborted after %s!", "Failed after %s!", "No observers have been added to this run"}
 SETTINGS.CAPTURE_MODE = "sys"  # capturing file descriptors would hide the terminal from the progress bar
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "experiments" / "presets"
@@ -208,7 +210,7 @@ def _quiet_logger():
     """Sacred's log without what our own lines already say."""
     logger = logging.getLogger("askmask")
     handler = logging.StreamHandler()
-    handler.addFilter(lambda record: record.msg not in ("Aborted after %s!", "Failed after %s!"))
+    handler.addFilter(lambda record: record.msg not in UNSAID)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger.handlers, logger.level, logger.propagate = [handler], logging.WARNING, False
     return logger

@@ -33,11 +33,16 @@ class Ledger:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self._lock.close()
             raise Refused(f"{self.folder} is being written by another run: wait or set label=...") from None
-        cut_torn_line(self.folder / "ledger.jsonl")
-        self.events = read(self.folder)
-        if self.events:
-            self._refuse_other(self.events[0])
+        try:
+            cut_torn_line(self.folder / "ledger.jsonl")
+            self.events = read(self.folder)
+            if self.events:
+                self._refuse_other(self.events[0])
+        except BaseException:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(self, *error):
@@ -128,8 +133,9 @@ def read(folder):
 def cut_torn_line(path):
     """Remove the half of a line that a crash left at the end of the file."""
     if path.exists():
-        with open(path, "r+b") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
+        data = path.read_bytes()
+        if not data.endswith(b"\n"):
+            os.truncate(path, data.rfind(b"\n") + 1)
 
 
 def finished(folder, cycles):
@@ -146,11 +152,12 @@ def comparable(settings):
 
 def append_line(path, line):
     """Append and fsync; a line that does not fit on the disk is taken back whole."""
-    with open(path, "ab") as file:
+    data = line.encode() + b"\n"
+    with open(path, "ab", buffering=0) as file:
         end = file.tell()
         try:
-            file.write(line.encode() + b"\n")
-            file.flush()
+            while data:
+                data = data[file.write(data) :]
             os.fsync(file.fileno())
         except OSError as error:
             file.truncate(end)

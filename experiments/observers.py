@@ -29,8 +29,8 @@ def mongo(url, failure_dir):
         if "://" not in url:
             url = f"mongodb://{url}"
         database = parse_uri(url)["database"] or "sacred"
-        client = MongoClient(url, serverSelectionTimeoutMS=TIMEOUT_MS)
-        client.admin.command("ping")
+        with MongoClient(url, serverSelectionTimeoutMS=TIMEOUT_MS) as client:
+            client.admin.command("ping")
     except (PyMongoError, ValueError) as error:
         reason = type(error).__name__
         print(f"MongoDB does not answer ({reason}): the run is recorded in files alone.", flush=True)

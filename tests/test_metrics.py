@@ -90,7 +90,7 @@ def test_pixel_accuracy_weights_images_by_their_pixels():
 
 def test_ece_closed_form():
     """Four pixels of confidence .9, 3 right, one of .6, wrong, one ignored: (4 * .15 + .6) / 5."""
-    foreground = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.6, 0.99]).view(1, 1, 1, 6).double()
+    foreground = torch.tensor([0.9, 0.9, 0.9, 0.9, 0.6, 0.99], dtype=torch.float64).view(1, 1, 1, 6)
     masks = torch.tensor([1, 1, 1, 0, 0, IGNORE], dtype=torch.uint8).view(1, 1, 6)
     bins = metrics.calibration_bins(torch.cat([1 - foreground, foreground], 1), masks)
     assert bins[:, 0].sum() == 5

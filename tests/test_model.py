@@ -10,6 +10,15 @@ from models import unet
 SITES = 11
 
 
+@pytest.fixture(scope="module", autouse=True)
+def single_thread():
+    """Images this small are several times slower on two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def count(model, kind):
     return sum(isinstance(module, kind) for module in model.modules())
 

@@ -1,0 +1,420 @@
+"""Every heuristic against its definition and baal's, and what a selection promises for all files in heuristics/."""
+
+import math
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import selection
+from experiments.components import defaults, load, names
+from experiments.errors import Refused
+from experiments.prediction import Pool, Prediction, open_pool
+from experiments.store import Item, Split, Store
+from experiments.training import finish
+from heuristics import bald, entropy, expected_entropy, first, random, variance, vote_variance
+from heuristics.batches import balanced, top
+from models.unet import UNet
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what baal says while it is imported is its own
+    from baal.active import heuristics as baal
+
+LOG2, EVERY = math.log(2), names("heuristic")
+FITTING = [
+    (h, b)
+    for h in EVERY
+    for b in names("batch")
+    if b == "top" or not hasattr(load("heuristic", h), "select")
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single_thread():
+    """Images this small are several times slower on two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def attach(monkeypatch):
+    """attach(component): its captured functions get its default settings, as in an experiment."""
+
+    def attach(component):
+        settings = defaults(component.ingredient)
+        for function in component.ingredient.captured_functions:
+            monkeypatch.setattr(function, "config", settings)
+        return settings
+
+    return attach
+
+
+def generator(seed=0):
+    return np.random.default_rng(seed)
+
+
+def of_passes(p, ids=None):
+    """The Prediction that passes with these probabilities (T, B, C, H, W) amount to."""
+    p = torch.as_tensor(p, dtype=torch.float64)
+    entropies = -torch.where(p > 0, p * p.clamp_min(1e-300).log(), 0).sum(2)
+    votes = torch.nn.functional.one_hot(p.argmax(2), p.shape[2]).movedim(-1, 2).sum(0).double()
+    return Prediction(
+        ids=ids or [f"im{i}" for i in range(p.shape[1])],
+        mean=p.mean(0),
+        second_moment=(p**2).mean(0),
+        votes=votes,
+        expected_entropy=entropies.mean(0),
+        count=torch.full(entropies.shape[1:], float(len(p)), dtype=torch.float64),
+        valid=torch.ones(entropies.shape[1:], dtype=torch.bool),
+    )
+
+
+def pixel(*passes):
+    """One pixel of one image: for each pass the probabilities of its classes."""
+    return of_passes(torch.tensor(passes, dtype=torch.float64)[:, None, :, None, None])
+
+
+def drawn_passes(seed=0, passes=6, classes=3):
+    logits = 2 * torch.randn(passes, 4, classes, 5, 7, generator=torch.Generator().manual_seed(seed)).double()
+    return logits, logits.softmax(2)
+
+
+# ---- definitions
+
+AGREED, UNSURE, SPLIT = [(0.0, 1.0)] * 4, [(0.5, 0.5)] * 4, [(0.0, 1.0), (1.0, 0.0)] * 2
+ONE_OF_FOUR = [(0.9, 0.1)] * 3 + [(0.1, 0.9)]
+H9 = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)
+H7 = -0.7 * math.log(0.7) - 0.3 * math.log(0.3)
+THREE = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("heuristic", "passes", "expected"),
+    [
+        (entropy, AGREED, 0),
+        (entropy, UNSURE, LOG2),
+        (entropy, SPLIT, LOG2),
+        (entropy, ONE_OF_FOUR, H7),
+        (entropy, THREE, math.log(3)),
+        (expected_entropy, AGREED, 0),
+        (expected_entropy, UNSURE, LOG2),
+        (expected_entropy, SPLIT, 0),
+        (expected_entropy, ONE_OF_FOUR, H9),
+        (expected_entropy, [(0.5, 0.5), (0.0, 1.0)], LOG2 / 2),
+        (bald, AGREED, 0),
+        (bald, UNSURE, 0),
+        (bald, SPLIT, LOG2),
+        (bald, ONE_OF_FOUR, H7 - H9),
+        (bald, THREE, math.log(3)),
+        (variance, AGREED, 0),
+        (variance, UNSURE, 0),
+        (variance, SPLIT, 1 / 4),
+        (variance, ONE_OF_FOUR, 0.8**2 * 3 / 16),
+        (variance, THREE, 2 / 9),
+        (vote_variance, AGREED, 0),
+        (vote_variance, SPLIT, 1 / 4),
+        (vote_variance, ONE_OF_FOUR, 3 / 16),  # f (1 - f)
+        (vote_variance, THREE, 2 / 3),  # of the numbers 0, 1, 2
+        (vote_variance, [THREE[0], THREE[2]], 1),  # the most for three classes
+    ],
+)
+def test_closed_form(heuristic, passes, expected):
+    got = heuristic.uncertainty(pixel(*passes))
+    assert got.shape == (1, 1, 1)
+    assert got.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_rounding_never_makes_an_uncertainty_negative():
+    prediction = pixel(*UNSURE)
+    above = prediction._replace(
+        expected_entropy=prediction.expected_entropy + 1e-7, second_moment=prediction.second_moment - 1e-7
+    )
+    assert bald.uncertainty(above).item() == 0
+    assert variance.uncertainty(above).item() == 0
+    assert vote_variance.uncertainty(above._replace(votes=above.votes * 1.01)).item() == 0
+
+
+def test_bald_is_baals():
+    _, p = drawn_passes()
+    expected = baal.BALD(reduction="none").compute_score(p.movedim(0, -1).numpy())
+    np.testing.assert_allclose(bald.uncertainty(of_passes(p)).numpy(), expected, atol=1e-6)
+    assert expected.min() > 1e-3
+
+
+def test_variance_is_baals():
+    """baal leaves the classes to the reduction: its mean over them and the pixels is that of our map."""
+    _, p = drawn_passes()
+    expected = baal.Variance(reduction="mean").get_uncertainties(p.movedim(0, -1).numpy())
+    ours = variance.uncertainty(of_passes(p))
+    np.testing.assert_allclose(ours.mean((1, 2)).numpy(), expected, atol=1e-6)
+    whole = baal.Variance().compute_score(p.movedim(0, -1).numpy()).mean(1)
+    np.testing.assert_allclose(ours.numpy(), whole, atol=1e-6)
+    assert whole.min() > 1e-3
+
+
+def test_entropy_is_baals_where_both_mean_the_same():
+    """baal's Entropy averages what it is fed over the iterations BEFORE the softmax, and its ModelWrapper gives
+    logits: it is ours for one pass, ours of the averaged logits for several, and ours of several only where it is
+    fed with probabilities."""
+    logits, p = drawn_passes()
+    theirs = baal.Entropy(reduction="none")
+    one = theirs.compute_score(logits[:1].movedim(0, -1).numpy())
+    np.testing.assert_allclose(entropy.uncertainty(of_passes(p[:1])).numpy(), one, atol=1e-6)
+    averaged = theirs.compute_score(logits.movedim(0, -1).numpy())
+    of_mean_logits = of_passes(logits.mean(0, keepdim=True).softmax(2))
+    np.testing.assert_allclose(entropy.uncertainty(of_mean_logits).numpy(), averaged, atol=1e-6)
+    ours = entropy.uncertainty(of_passes(p)).numpy()
+    assert np.abs(ours - averaged).max() > 0.01
+    np.testing.assert_allclose(ours, theirs.compute_score(p.movedim(0, -1).numpy()), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bald_is_entropy_less_expected_entropy_and_within_its_bounds(seed):
+    prediction = of_passes(drawn_passes(seed, classes=4)[1])
+    total, expected = entropy.uncertainty(prediction), expected_entropy.uncertainty(prediction)
+    torch.testing.assert_close(bald.uncertainty(prediction), total - expected)
+    assert 0 < expected.min() and total.max() <= math.log(4) + 1e-12
+    assert variance.uncertainty(prediction).max() <= 1 / 4
+
+
+# ---- selection, for every heuristic and batch
+
+SIZES = [(33, 40), (40, 33)]
+IDS = ["m3", "a1", "z9", "c4", "b2", "k7", "d5"]  # not in the order of the alphabet
+
+
+def closed(path):
+    raise AssertionError(f"{path} was opened: masks are not the heuristic's")
+
+
+def make_store(order):
+    images = {
+        id: generator(i).integers(0, 256, (*SIZES[i % 2], 3), dtype=np.uint8) for i, id in enumerate(IDS)
+    }
+    groups = {id: ("benign", "malignant")[i % 3 == 0] for i, id in enumerate(IDS)}
+    items = [Item(IDS[i], Path(IDS[i]), Path("nowhere", IDS[i]), groups[IDS[i]]) for i in order]
+    return Store(Split(items, lambda path: images[path.name], closed), "cpu")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(3)
+    return finish(UNet(3, 2, 2, 0.2), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))[0]
+
+
+def make_pool(heuristic, model, order=range(len(IDS)), **more):
+    settings = dict(place=(0, "drawn", 1), mc_iters=3, batch=3, dropout=True) | more
+    network = model if getattr(heuristic, "NEEDS_MODEL", True) else None
+    needs = getattr(heuristic, "NEEDS", ())
+    return open_pool(make_store(order), list(range(len(order))), model=network, needs=needs, **settings)
+
+
+@pytest.fixture(params=FITTING, ids="-".join)
+def chosen(request, attach, model):
+    """(heuristic, take): take(n, seed, order) gives the ids that the heuristic and batch of this test select."""
+    heuristic, batch = (load(entry, name) for entry, name in zip(("heuristic", "batch"), request.param, strict=True))
+    reduction = attach(heuristic).get("reduction", "mean")
+    attach(batch)
+
+    def take(n, seed=0, order=range(len(IDS))):
+        pool = make_pool(heuristic, model, order)
+        before = model.training
+        picked, scores = selection.select(heuristic, batch, pool, n, generator(seed), reduction)
+        assert model.training == before or heuristic is not None
+        assert scores is None or (scores.shape == (len(pool),) and np.isfinite(scores).all())
+        assert all(type(position) is int and 0 <= position < len(pool) for position in picked)
+        return [pool.ids[position] for position in picked]
+
+    return heuristic, take
+
+
+def test_a_selection_is_n_distinct_images_the_same_for_a_seed_and_for_any_order_of_the_files(chosen):
+    """No mask is opened either: the pool's masks do not exist."""
+    heuristic, take = chosen
+    ids = take(3)
+    assert len(set(ids)) == 3
+    assert take(3) == ids
+    if heuristic is first:
+        assert take(3, order=[6, 5, 4, 3, 2, 1, 0]) == IDS[:3:-1]  # the order of the files is its meaning
+    else:
+        assert take(3, order=[6, 5, 4, 3, 2, 1, 0]) == ids
+        assert take(3, order=[2, 0, 6, 1, 5, 3, 4]) == ids
+
+
+def test_n_larger_than_the_pool_takes_the_pool(chosen):
+    assert sorted(chosen[1](100)) == sorted(IDS)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_heuristic_fits_the_contract(name):
+    """One way to choose, its ingredient named as its file, and a map has a known reduction."""
+    heuristic = load("heuristic", name)
+    assert sum(hasattr(heuristic, way) for way in ("uncertainty", "score", "select")) == 1
+    assert heuristic.ingredient.path == name
+    assert heuristic.__doc__
+    if hasattr(heuristic, "uncertainty"):
+        assert defaults(heuristic.ingredient)["reduction"] in selection.REDUCTIONS
+
+
+@pytest.mark.parametrize("name", [n for n in EVERY if hasattr(load("heuristic", n), "uncertainty")])
+def test_maps_are_finite_and_not_constant(name, attach, model):
+    heuristic = load("heuristic", name)
+    attach(heuristic)
+    scores = selection.score(heuristic, make_pool(heuristic, model), generator())
+    assert scores.dtype == np.float64 and len(set(scores.tolist())) > 1 and scores.min() >= 0
+
+
+# ---- selection, with given scores
+
+
+def given(scores):
+    return SimpleNamespace(__name__="heuristics.given", score=lambda pool, rng: scores)
+
+
+def plain_pool(ids, groups=None):
+    return Pool(ids, groups or [""] * len(ids), None)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_refused_naming_the_image(value):
+    with pytest.raises(Refused, match="heuristics.given scores image bad as (nan|inf|-inf)"):
+        selection.select(given([1.0, value]), top, plain_pool(["good", "bad"]), 1, generator())
+
+
+def test_a_map_that_is_not_a_number_is_refused_naming_the_image():
+    broken = SimpleNamespace(__name__="heuristics.broken", uncertainty=lambda prediction: prediction.mean[:, 0])
+    p = torch.full((1, 2, 2, 3, 3), 0.5)
+    p[0, 1, 0, 1, 1] = torch.nan
+    pool = Pool(["good", "bad"], ["", ""], lambda: [([1, 0], None)], lambda *a: (of_passes(p.flip(1)), 1))
+    with pytest.raises(Refused, match="image bad"):
+        selection.select(broken, top, pool, 1, generator())
+
+
+def test_scores_of_a_batch_go_to_the_positions_that_it_names():
+    p = torch.tensor([0.5, 0.9, 0.7]).view(1, 3, 1, 1, 1)
+    p = torch.cat([p, 1 - p], 2)
+    batches = [([2, 0], 0), ([1], 1)]
+    parts = [of_passes(p[:, :2]), of_passes(p[:, 2:])]
+    pool = Pool("abc", "   ", lambda: batches, lambda images, ids, source: (parts[images], 1))
+    scores = selection.score(entropy, pool, generator())
+    assert np.argsort(scores).tolist() == [0, 1, 2] and scores[2] == pytest.approx(LOG2)
+
+
+@pytest.mark.parametrize("batch", [top, balanced])
+def test_ties_are_broken_by_id(batch):
+    ids = ["c", "a", "d", "b"]
+    picked, _ = selection.select(given([1.0, 1, 2, 1]), batch, plain_pool(ids, ["g"] * 4), 3, generator())
+    assert [ids[i] for i in picked] == ["d", "a", "b"]
+
+
+def test_passes_that_agree_leave_bald_a_tie(attach, model):
+    """With dropout off BALD is 0 everywhere, so that the ids decide."""
+    attach(bald)
+    pool = make_pool(bald, model, dropout=False)
+    picked, scores = selection.select(bald, top, pool, 4, generator())
+    assert (scores == 0).all() and [pool.ids[i] for i in picked] == sorted(IDS)[:4]
+
+
+def test_top_takes_the_highest_scores_best_first():
+    scores = [0.2, -1.0, 5.0, 0.3]
+    assert selection.select(given(scores), top, plain_pool("abcd"), 3, generator())[0] == [2, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("groups", "n", "expected"),
+    [
+        ("AAABBB", 2, [0, 3]),
+        ("AAABBB", 4, [0, 1, 3, 4]),
+        ("AAABBB", 3, [0, 1, 3]),  # the odd one is of the group with the best image
+        ("BAAAAA", 4, [0, 1, 2, 3]),  # B runs out: topped up by score
+        ("AAAAAB", 4, [0, 1, 2, 5]),
+        ("AAAABC", 3, [0, 4, 5]),
+        ("AABBCC", 4, [0, 1, 2, 4]),
+        ("AAAABC", 5, [0, 1, 2, 4, 5]),
+        ("AAAAAA", 3, [0, 1, 2]),
+        ("ABABAB", 6, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_balanced_fills_its_quotas_best_first_and_tops_up(groups, n, expected):
+    pool = plain_pool("abcdef", list(groups))
+    assert balanced.pick([6, 5, 4, 3, 2, 1], pool, n, generator()) == expected
+
+
+def test_balanced_needs_groups():
+    with pytest.raises(Refused, match="batch=top"):
+        selection.select(given([1.0, 2.0]), balanced, plain_pool("ab"), 1, generator())
+
+
+def test_a_batch_that_picks_wrongly_is_refused():
+    for picked in ([0, 0], [0], [0, 2], [-1, 0]):
+        batch = SimpleNamespace(pick=lambda scores, pool, n, rng, picked=picked: picked)
+        with pytest.raises(Refused, match="2 different positions below 2"):
+            selection.select(given([1.0, 2.0]), batch, plain_pool("ab"), 2, generator())
+
+
+def test_random_draws_for_an_image_do_not_depend_on_the_others():
+    ids = [f"im{i}" for i in range(200)]
+    scores = random.score(plain_pool(ids), generator(5))
+    assert scores[7] == random.score(plain_pool(["im7"]), generator(5))[0]
+    assert np.array_equal(random.score(plain_pool(ids[::-1]), generator(5))[::-1], scores)
+    assert not np.isclose(random.score(plain_pool(ids), generator(6)), scores).any()
+
+
+def test_random_is_uniform():
+    scores = random.score(plain_pool([f"im{i}" for i in range(4000)]), generator(5))
+    assert 0 <= scores.min() and scores.max() < 1
+    counted = np.histogram(scores, 10, (0, 1))[0]
+    assert ((counted - 400) ** 2 / 400).sum() < 27.9  # chi squared of 9 degrees of freedom, 0.1 %
+
+
+def test_first_takes_the_indices_that_it_is_given_or_refuses_them():
+    pool = plain_pool("abcdef")
+    assert first.select(pool=pool, n=2, rng=None, indices=[4, 1]) == [4, 1]
+    assert first.select(pool=pool, n=2, rng=None, indices=[]) == [0, 1]
+    for wrong in ([1], [1, 1], [1, 6], [-1, 0], [0, 1, 2]):
+        with pytest.raises(Refused, match="first.indices must name 2 different images between 0 and 5"):
+            first.select(pool=pool, n=2, rng=None, indices=wrong)
+
+
+# ---- what is refused before training, and reductions
+
+
+def test_check_refuses_a_batch_that_a_selecting_heuristic_would_ignore():
+    with pytest.raises(Refused, match="heuristic=first .* ignore batch=balanced: use batch=top"):
+        selection.check(first, balanced, "mean")
+    selection.check(first, top, "mean")
+    selection.check(bald, balanced, "max")
+
+
+def test_check_refuses_an_unknown_reduction():
+    with pytest.raises(Refused, match="bald.reduction is one of mean, sum, max, not 'median'"):
+        selection.check(bald, top, "median")
+
+
+@pytest.mark.parametrize(("reduction", "expected"), [("mean", [2.0, 4.5]), ("sum", [6.0, 9.0]), ("max", [3.0, 5.0])])
+def test_reductions_count_valid_pixels_alone(reduction, expected):
+    u = torch.tensor([[[1.0, 2, 3, 100]], [[4, 5, 100, 1e30]]])
+    valid = torch.tensor([[[True, True, True, False]], [[True, True, False, False]]])
+    assert selection.REDUCTIONS[reduction](u, valid).tolist() == expected
+
+
+@pytest.mark.parametrize("reduction", selection.REDUCTIONS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_reductions_do_not_look_at_what_is_not_valid(reduction, value):
+    u = torch.tensor([[[1.0, 1.0, value]]])
+    valid = torch.tensor([[[True, True, False]]])
+    assert selection.REDUCTIONS[reduction](u, valid).isfinite().all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "max"])
+def test_an_image_without_valid_pixels_is_refused(reduction):
+    prediction = of_passes(drawn_passes()[1], list("abcd"))
+    prediction.valid[2] = False
+    pool = Pool("abcd", "    ", lambda: [([0, 1, 2, 3], None)], lambda *a: (prediction, 6))
+    with pytest.raises(Refused, match="image c"):
+        selection.score(entropy, pool, generator(), reduction)

@@ -1,0 +1,394 @@
+"""Training learns, repeats bitwise, keeps what validation says is best, and refuses what cannot work."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from experiments import augment, training
+from experiments.components import defaults
+from experiments.errors import Refused
+from experiments.losses import LOSSES
+from experiments.store import IGNORE, Item, Split, Store
+from models.unet import UNet
+
+SIDE = 48
+PLACE = (0, "discs", 0)
+FAST = dict(epochs=2, draws=2, batch=4, lr=0.01, validate_every=1, precision="float32")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single_thread():
+    """Images this small are several times slower on two threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """settings(lr=...): the trainer's and augmentation's functions have these settings, the defaults otherwise."""
+
+    def attach(ingredient, **updates):
+        values = defaults(ingredient) | updates
+        assert values.keys() == defaults(ingredient).keys()
+        for function in ingredient.captured_functions:
+            monkeypatch.setattr(function, "config", values)
+
+    def settings(**updates):
+        attach(augment.ingredient)
+        attach(training.ingredient, **(FAST | updates))
+
+    return settings
+
+
+def disc(seed):
+    """A bright disc on dark noise, and its mask."""
+    rng = np.random.default_rng(seed)
+    (y, x), radius = rng.integers(16, 32, 2), rng.integers(8, 15)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    mask = ((rows - y) ** 2 + (columns - x) ** 2 < radius**2).astype(np.uint8)
+    image = rng.normal(50 + 150 * mask[..., None], 10, (SIDE, SIDE, 3)).clip(0, 255).astype(np.uint8)
+    return image, mask
+
+
+def make_store(seeds, labelled=None):
+    discs = {f"disc{seed}": disc(seed) for seed in seeds}
+    items = [Item(id, Path(id), Path(id)) for id in discs]
+    store = Store(Split(items, lambda path: discs[path.name][0], lambda path: discs[path.name][1]), "cpu")
+    store.label(range(len(items)) if labelled is None else labelled)
+    return store
+
+
+def make_model(classes=2, p=0.1):
+    torch.manual_seed(0)
+    return training.finish(UNet(3, classes, 2, p), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
+
+
+def fit(model, train, val=None, labelled=(0, 1), crop=SIDE, place=PLACE, **more):
+    return training.fit(model, train, list(labelled), val, place, crop, **more)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def validation_loss(model, store, loss="dice_ce"):
+    return training.validate(model, store, LOSSES[loss], lambda pixels: None)["loss"]
+
+
+# ---- schedules
+
+
+def factors(**updates):
+    """The factor of the learning rate at an epoch, for 10 steps an epoch."""
+    values = defaults(training.ingredient) | dict(epochs=20, lr=0.5) | updates
+    wanted = ("optimizer", "lr", "momentum", "weight_decay", "schedule", "warmup", "step_size", "gamma", "power")
+    values = {name: values[name] for name in (*wanted, "epochs")}
+    made, scheduler = training.make_optimizer(torch.nn.Linear(2, 2), **values, steps_per_epoch=10)
+    assert made.param_groups[0]["lr"] == pytest.approx(0.5 * scheduler.lr_lambdas[0](0))
+    return lambda epoch: scheduler.lr_lambdas[0](round(epoch * 10))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "start", "quarter", "middle", "end"),
+    [
+        ("constant", 1, 1, 1, 1),
+        ("cosine", 1, (1 + math.sqrt(0.5)) / 2, 0.5, 0),
+        ("poly", 1, 0.75**0.9, 0.5**0.9, 0),
+        ("step", 1, 1, 0.1, 0.01),
+    ],
+)
+def test_a_schedule_at_its_start_middle_and_end(schedule, start, quarter, middle, end):
+    factor = factors(schedule=schedule, step_size=10)
+    got = [factor(epoch) for epoch in (0, 5, 10, 20)]
+    assert got == pytest.approx([start, quarter, middle, end], abs=1e-12)
+
+
+def test_step_falls_at_every_step_size_epochs():
+    factor = factors(schedule="step", step_size=3, gamma=0.5)
+    assert [factor(e) for e in (2.9, 3, 5.9, 6)] == pytest.approx([1, 0.5, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("schedule", training.SCHEDULES)
+def test_warm_up_rises_linearly_and_the_schedule_follows(schedule):
+    factor = factors(schedule=schedule, warmup=4.0)
+    rise = [factor(epoch) for epoch in (0, 0.9, 1.9, 3.9)]
+    assert rise == pytest.approx([1 / 40, 10 / 40, 20 / 40, 1])
+    assert factor(4) == 1
+    expected = {"constant": 1, "step": 1, "cosine": 0.5, "poly": 0.5**0.9}[schedule]
+    assert factor(12) == pytest.approx(expected)  # in the middle of what is left
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kind"), [("sgd", torch.optim.SGD), ("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)]
+)
+def test_the_optimizer_is_the_named_one_with_its_settings(settings, optimizer, kind):
+    settings(optimizer=optimizer, lr=0.02, weight_decay=0.03, momentum=0.8)
+    made, _ = training.make_optimizer(torch.nn.Linear(2, 2), steps_per_epoch=3)
+    group = made.param_groups[0]
+    assert type(made) is kind and (group["lr"], group["weight_decay"]) == (0.02, 0.03)
+    assert optimizer != "sgd" or (group["momentum"], group["nesterov"]) == (0.8, True)
+
+
+def test_sgd_without_momentum_is_plain(settings):
+    settings(optimizer="sgd", momentum=0.0)
+    made, _ = training.make_optimizer(torch.nn.Linear(2, 2), steps_per_epoch=3)
+    assert not made.param_groups[0]["nesterov"]
+
+
+# ---- fit
+
+
+def test_training_learns_to_find_discs_that_it_has_not_seen(settings):
+    settings(epochs=10, draws=6)
+    model, _ = make_model()
+    val = make_store([7, 8])
+    before = validation_loss(model, val)
+    seen = fit(model, make_store([0, 1, 2]), val, labelled=(0, 1, 2))
+    assert validation_loss(model, val) == pytest.approx(seen["loss"], abs=1e-6)
+    assert seen["loss"] < 0.6 * before and seen["dice"] > 0.7
+    assert seen["iou"] < seen["dice"]
+
+
+def trained(settings, place=PLACE, **updates):
+    settings(**updates)
+    model, _ = make_model()
+    fit(model, make_store([0, 1]), place=place)
+    return weights(model)
+
+
+def test_training_repeats_bitwise(settings):
+    torch.manual_seed(1)
+    one = trained(settings)
+    np.random.seed(4)
+    torch.rand(100)
+    assert same(one, trained(settings))
+    assert not same(one, trained(settings, place=(1, "discs", 0)))
+
+
+@pytest.mark.parametrize(("setting", "value"), [("loss", "ce"), ("optimizer", "sgd"), ("schedule", "constant")])
+def test_a_setting_has_an_effect(settings, setting, value):
+    assert not same(trained(settings), trained(settings, **{setting: value}))
+
+
+def test_bfloat16_trains_float32_weights(settings):
+    half = trained(settings, precision="bfloat16")
+    assert {t.dtype for t in half.values() if t.is_floating_point()} == {torch.float32}
+    assert all(t.isfinite().all() for t in half.values())
+    assert not same(half, trained(settings))
+
+
+def test_only_labelled_images_teach(settings):
+    """Images that are not in `labelled` change nothing, whatever they show and whether their masks are open."""
+    settings()
+    one, two = make_model()[0], make_model()[0]
+    fit(one, make_store([0, 1, 2]))
+    fit(two, make_store([0, 1, 9], labelled=[0, 1]))
+    assert same(weights(one), weights(two))
+
+
+def scripted(monkeypatch, model, **values):
+    """validate() answers with these values in turn; returns the weights that it saw."""
+    seen = []
+
+    def validate(model, store, objective, advance):
+        seen.append(weights(model))
+        filler = {"loss": 1.0, "dice": 0.5, "iou": 0.5}
+        return filler | {name: given[len(seen) - 1] for name, given in values.items()}
+
+    monkeypatch.setattr(training, "validate", validate)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("select_by", "values", "best"),
+    [
+        ("dice", {"dice": [0.2, 0.9, 0.5, 0.9], "loss": [4, 3, 2, 1]}, 1),
+        ("iou", {"iou": [0.2, 0.3, 0.5, 0.4], "dice": [4, 3, 2, 1]}, 2),
+        ("loss", {"loss": [0.2, 0.9, 0.5, 0.9], "dice": [1, 2, 3, 4]}, 0),
+        ("loss", {"loss": [0.4, 0.3, 0.2, 0.1]}, 3),
+    ],
+)
+def test_the_weights_of_the_best_validation_are_kept(settings, monkeypatch, select_by, values, best):
+    settings(epochs=4, select_by=select_by)
+    model, _ = make_model()
+    seen = scripted(monkeypatch, model, **values)
+    kept = fit(model, make_store([0, 1]), make_store([5]))
+    assert len(seen) == 4 and not same(seen[0], seen[3])
+    assert kept["epoch"] == best + 1 and kept[select_by] == values[select_by][best]
+    assert same(weights(model), seen[best])
+
+
+def test_dice_that_is_kept_is_that_of_the_restored_weights(settings):
+    settings(epochs=5, select_by="dice", draws=4)
+    model, _ = make_model()
+    val = make_store([7, 8])
+    kept = fit(model, make_store([0, 1]), val)
+    again = training.validate(model, val, LOSSES["dice_ce"], lambda pixels: None)
+    assert {**again, "epoch": kept["epoch"]} == pytest.approx(kept, abs=1e-6)
+
+
+def test_patience_stops_after_validations_without_a_better_value(settings, monkeypatch):
+    settings(epochs=8, patience=2)
+    model, _ = make_model()
+    seen = scripted(monkeypatch, model, loss=[5, 4, 4, 3, 3, 3, 1, 0])
+    kept = fit(model, make_store([0, 1]), make_store([5]))
+    assert len(seen) == 6 and kept["epoch"] == 4
+    assert same(weights(model), seen[3])
+
+
+def test_no_patience_trains_to_the_end(settings, monkeypatch):
+    settings(epochs=5, patience=0)
+    model, _ = make_model()
+    seen = scripted(monkeypatch, model, loss=[1, 2, 3, 4, 5])
+    assert fit(model, make_store([0, 1]), make_store([5]))["epoch"] == 1 and len(seen) == 5
+
+
+def test_the_last_epoch_is_always_validated(settings, monkeypatch):
+    settings(epochs=5, validate_every=2)
+    model, _ = make_model()
+    seen = scripted(monkeypatch, model, loss=[3, 2, 1])
+    assert fit(model, make_store([0, 1]), make_store([5]))["epoch"] == 5 and len(seen) == 3
+
+
+def test_without_validation_the_last_weights_stay(settings):
+    settings()
+    model, first = make_model()
+    assert fit(model, make_store([0, 1])) == {}
+    assert not same(weights(model), first) and model.dropout_keys.now is None
+
+
+@pytest.mark.parametrize(("crop", "side"), [(64, 64), (0, 48), (40, 40)])
+def test_a_crop_beyond_the_image_is_padded_with_0_and_ignored(settings, monkeypatch, crop, side):
+    settings()
+    inputs, masks = [], []
+
+    def watched(logits, given):
+        masks.append(given)
+        return LOSSES["dice_ce"](logits, given)
+
+    monkeypatch.setitem(training.LOSSES, "ce", lambda logits, given: watched(logits, given))
+    settings(loss="ce", epochs=1)
+    model, _ = make_model()
+    model.register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach().clone()))
+    fit(model, make_store([0, 1]), crop=crop)
+    inputs, masks = torch.cat(inputs), torch.cat(masks)
+    assert inputs.shape == (4, 3, side, side) and masks.shape == (4, side, side)
+    ignored = masks == IGNORE
+    assert (ignored.sum((1, 2)) == max(0, side**2 - SIDE**2)).all()
+    assert (inputs.movedim(1, -1)[ignored] == 0).all() and (inputs.movedim(1, -1)[~ignored] > 0).any()
+
+
+def test_an_epoch_shows_every_labelled_image_draws_times_in_even_steps(settings, monkeypatch):
+    settings(epochs=3, draws=5, batch=4)
+    shown = []
+    crops = augment.crops
+    monkeypatch.setattr(augment, "crops", lambda store, indices, *rest: shown.append(indices) or crops(store, indices, *rest))
+    pixels = []
+    fit(make_model()[0], make_store([0, 1, 2]), labelled=(0, 2), advance=lambda n, note="": pixels.append(n))
+    assert [len(part) for part in shown] == [4, 3, 3] * 3
+    for epoch in range(3):
+        assert torch.cat(shown[3 * epoch : 3 * epoch + 3]).bincount().tolist() == [5, 0, 5]
+    assert sum(pixels) == 3 * 30 * SIDE**2
+    assert not torch.equal(torch.cat(shown[:3]), torch.cat(shown[3:6]))
+
+
+def test_a_single_logit_trains(settings):
+    settings(epochs=6, draws=6)
+    model, _ = make_model(classes=1)
+    val = make_store([7])
+    before = validation_loss(model, val)
+    assert fit(model, make_store([0, 1]), val)["loss"] < 0.8 * before
+
+
+@pytest.mark.parametrize("val", [None, [5]])
+def test_divergence_is_refused_naming_the_learning_rate(settings, val):
+    settings(optimizer="sgd", lr=1e30, epochs=3, draws=8)
+    with pytest.raises(Refused, match=r"diverged in epoch 1 .* lower trainer\.lr"):
+        fit(make_model()[0], make_store([0, 1]), val and make_store(val))
+
+
+def test_weights_that_diverge_in_the_last_step_are_refused(settings):
+    """One step in all: the loss before it is finite, what it leaves is not."""
+    settings(optimizer="sgd", lr=1e38, epochs=1, draws=2)
+    model, _ = make_model()
+    with pytest.raises(Refused, match=r"trainer\.lr"):
+        fit(model, make_store([0, 1]), make_store([5]))
+
+
+def test_a_validation_that_is_not_a_number_is_never_the_best():
+    model = torch.nn.Linear(1, 1)
+    best = training.Best(model, "loss", 0)
+    for epoch, loss in enumerate([math.nan, 2.0, math.nan, 1.0, 3.0], 1):
+        best.tired(epoch, {"loss": loss})
+    assert best.restore()["epoch"] == 4
+
+
+# ---- before and between
+
+
+def test_begin_puts_the_first_weights_back_unless_a_warm_start_goes_on(settings):
+    settings()
+    model, first = make_model()
+    fit(model, make_store([0, 1]))
+    learnt = weights(model)
+    assert not same(learnt, first)
+    training.begin(model=model, first=first, cycle=1, warm_start=True)
+    assert same(weights(model), learnt)
+    training.begin(model=model, first=first, cycle=1, warm_start=False)
+    assert same(weights(model), first)
+    model.load_state_dict(learnt)
+    training.begin(model=model, first=first, cycle=0, warm_start=True)
+    assert same(weights(model), first)
+
+
+def test_the_first_weights_are_a_copy(settings):
+    settings()
+    model, first = make_model()
+    kept = {name: tensor.clone() for name, tensor in first.items()}
+    fit(model, make_store([0, 1]))
+    assert same(first, kept)
+
+
+def test_finish_normalises_by_mean_and_std():
+    seen = []
+    network = torch.nn.Conv2d(3, 2, 1)
+    network.forward = lambda x: seen.append(x)
+    model, _ = training.finish(network, (0.5, 0.25, 0.0), (0.5, 1.0, 2.0), torch.device("cpu"))
+    model(torch.ones(1, 3, 2, 2))
+    assert seen[0][0, :, 0, 0].tolist() == [1, 0.75, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("optimizer", "rmsprop"),
+        ("schedule", "linear"),
+        ("loss", "focal"),
+        ("select_by", "ece"),
+        ("precision", "float16"),
+        ("epochs", 0),
+        ("draws", 0),
+        ("batch", -1),
+        ("validate_every", 0),
+    ],
+)
+def test_check_refuses_a_setting_and_names_it(settings, setting, value):
+    settings()
+    training.check()
+    with pytest.raises(Refused, match=rf"trainer\.{setting} .*{value}"):
+        training.check(**{setting: value})
+
+
+def test_a_device_that_is_not_there_is_refused():
+    for device in ("cuda:99", "abacus"):
+        with pytest.raises(Refused, match=f"device={device} cannot be used"):
+            training.prepare(device=device, threads=0, deterministic=False)
