@@ -1,5 +1,6 @@
 """What makes a run: choosing components, the data path, training, prediction, evaluation, the ledger."""
 
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -7,6 +8,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
 
+# a second job on the machine otherwise slows torch's spinning threads down twentyfold; read when torch is loaded
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)  # sacred 0.8.7 imports it
 
 

@@ -57,8 +57,7 @@ def keep_mask(keys, layer, like, p):
     bits = splitmix64(keys + layer, -(-count // 4))
     lanes = bits.view(torch.int16)[:, :count]
     threshold = round(p * 65536) - 32768
-    kept = torch.empty(lanes.shape, dtype=like.dtype, device=like.device).copy_(lanes)
-    kept.sub_(threshold - 1).clamp_(0, 1).mul_(1 / (1 - p))
+    kept = (lanes >= threshold).to(like.dtype).mul_(1 / (1 - p))
     return kept.view(shape).movedim(-1, 1)
 
 

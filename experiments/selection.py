@@ -5,8 +5,8 @@ import numpy as np
 from experiments.errors import Refused
 
 REDUCTIONS = {
-    "mean": lambda u, valid: (u * valid).sum((1, 2)) / valid.sum((1, 2)),
-    "sum": lambda u, valid: (u * valid).sum((1, 2)),
+    "mean": lambda u, valid: u.where(valid, 0).sum((1, 2)) / valid.sum((1, 2)),
+    "sum": lambda u, valid: u.where(valid, 0).sum((1, 2)),
     "max": lambda u, valid: u.where(valid, -float("inf")).amax((1, 2)),
 }
 

@@ -138,9 +138,11 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             advance(3 * masks.numel(), note=f"epoch {epoch + 1}/{epochs}")
         model.dropout_keys.now = None
         if (epoch + 1) % validate_every == 0 or epoch + 1 == epochs:
-            if not math.isfinite(total.item()):
-                raise Refused(f"Training diverged in epoch {epoch + 1} (the loss is {total.item()}): lower trainer.lr.")
-            if val is not None and best.tired(epoch + 1, validate(model, val, objective, advance)):
+            seen = {} if val is None else validate(model, val, objective, advance)
+            for value in (total.item(), seen.get("loss", 0.0)):
+                if not math.isfinite(value):
+                    raise Refused(f"Training diverged by epoch {epoch + 1} (the loss is {value}): lower trainer.lr.")
+            if seen and best.tired(epoch + 1, seen):
                 break
     return best.restore()
 

@@ -1,4 +1,4 @@
-"""Every heuristic against its definition and baal's, and what a selection promises for all files in heuristics/."""
+"""Every heuristic against its definition and baal's, and what a selection promises for all of heuristics/."""
 
 import math
 import warnings
@@ -23,13 +23,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what baal says while it is imported is its own
     from baal.active import heuristics as baal
 
+IDS = ["m3", "a1", "z9", "c4", "b2", "k7", "d5"]  # not in the order of the alphabet
+ALL = range(len(IDS))
 LOG2, EVERY = math.log(2), names("heuristic")
-FITTING = [
-    (h, b)
-    for h in EVERY
-    for b in names("batch")
-    if b == "top" or not hasattr(load("heuristic", h), "select")
-]
+FITTING = [(h, b) for h in EVERY for b in names("batch") if b == "top" or not hasattr(load("heuristic", h), "select")]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -158,9 +155,9 @@ def test_variance_is_baals():
 
 
 def test_entropy_is_baals_where_both_mean_the_same():
-    """baal's Entropy averages what it is fed over the iterations BEFORE the softmax, and its ModelWrapper gives
-    logits: it is ours for one pass, ours of the averaged logits for several, and ours of several only where it is
-    fed with probabilities."""
+    """baal's Entropy averages what it is fed over the iterations BEFORE the softmax, and its ModelWrapper
+    gives logits: it is ours for one pass, ours of the averaged logits for several, and ours of several only
+    where it is fed with probabilities."""
     logits, p = drawn_passes()
     theirs = baal.Entropy(reduction="none")
     one = theirs.compute_score(logits[:1].movedim(0, -1).numpy())
@@ -185,7 +182,6 @@ def test_bald_is_entropy_less_expected_entropy_and_within_its_bounds(seed):
 # ---- selection, for every heuristic and batch
 
 SIZES = [(33, 40), (40, 33)]
-IDS = ["m3", "a1", "z9", "c4", "b2", "k7", "d5"]  # not in the order of the alphabet
 
 
 def closed(path):
@@ -193,9 +189,7 @@ def closed(path):
 
 
 def make_store(order):
-    images = {
-        id: generator(i).integers(0, 256, (*SIZES[i % 2], 3), dtype=np.uint8) for i, id in enumerate(IDS)
-    }
+    images = {id: generator(i).integers(0, 256, (*SIZES[i % 2], 3), dtype=np.uint8) for i, id in enumerate(IDS)}
     groups = {id: ("benign", "malignant")[i % 3 == 0] for i, id in enumerate(IDS)}
     items = [Item(IDS[i], Path(IDS[i]), Path("nowhere", IDS[i]), groups[IDS[i]]) for i in order]
     return Store(Split(items, lambda path: images[path.name], closed), "cpu")
@@ -207,7 +201,7 @@ def model():
     return finish(UNet(3, 2, 2, 0.2), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))[0]
 
 
-def make_pool(heuristic, model, order=range(len(IDS)), **more):
+def make_pool(heuristic, model, order=ALL, **more):
     settings = dict(place=(0, "drawn", 1), mc_iters=3, batch=3, dropout=True) | more
     network = model if getattr(heuristic, "NEEDS_MODEL", True) else None
     needs = getattr(heuristic, "NEEDS", ())
@@ -216,16 +210,14 @@ def make_pool(heuristic, model, order=range(len(IDS)), **more):
 
 @pytest.fixture(params=FITTING, ids="-".join)
 def chosen(request, attach, model):
-    """(heuristic, take): take(n, seed, order) gives the ids that the heuristic and batch of this test select."""
+    """(heuristic, take): take(n, seed, order) gives the ids that heuristic and batch select."""
     heuristic, batch = (load(entry, name) for entry, name in zip(("heuristic", "batch"), request.param, strict=True))
     reduction = attach(heuristic).get("reduction", "mean")
     attach(batch)
 
-    def take(n, seed=0, order=range(len(IDS))):
+    def take(n, seed=0, order=ALL):
         pool = make_pool(heuristic, model, order)
-        before = model.training
         picked, scores = selection.select(heuristic, batch, pool, n, generator(seed), reduction)
-        assert model.training == before or heuristic is not None
         assert scores is None or (scores.shape == (len(pool),) and np.isfinite(scores).all())
         assert all(type(position) is int and 0 <= position < len(pool) for position in picked)
         return [pool.ids[position] for position in picked]
@@ -331,6 +323,7 @@ def test_top_takes_the_highest_scores_best_first():
         ("AAABBB", 2, [0, 3]),
         ("AAABBB", 4, [0, 1, 3, 4]),
         ("AAABBB", 3, [0, 1, 3]),  # the odd one is of the group with the best image
+        ("ABBAAA", 3, [0, 1, 3]),  # even where another group's second image scores higher
         ("BAAAAA", 4, [0, 1, 2, 3]),  # B runs out: topped up by score
         ("AAAAAB", 4, [0, 1, 2, 5]),
         ("AAAABC", 3, [0, 4, 5]),
@@ -403,7 +396,7 @@ def test_reductions_count_valid_pixels_alone(reduction, expected):
     assert selection.REDUCTIONS[reduction](u, valid).tolist() == expected
 
 
-@pytest.mark.parametrize("reduction", selection.REDUCTIONS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "max"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_reductions_do_not_look_at_what_is_not_valid(reduction, value):
     u = torch.tensor([[[1.0, 1.0, value]]])

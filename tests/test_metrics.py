@@ -68,9 +68,7 @@ def test_overlap_is_that_of_monai_with_empty_classes_counted(ours, monai, seed):
     labels, masks = drawn(seed)
     expected = monai(one_hot(labels), one_hot(masks), include_background=True, ignore_empty=False)
     assert (expected[1:3, 2] == torch.tensor([1, 0])).all()  # both empty conventions occur
-    torch.testing.assert_close(
-        ours(metrics.counts(labels, masks, CLASSES)), expected.double(), atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(ours(metrics.counts(labels, masks, CLASSES)), expected.double(), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("metric", [metrics.dice, metrics.iou, metrics.accuracy])
@@ -95,6 +93,14 @@ def test_ece_closed_form():
     bins = metrics.calibration_bins(torch.cat([1 - foreground, foreground], 1), masks)
     assert bins[:, 0].sum() == 5
     assert metrics.ece(bins).item() == pytest.approx((4 * 0.15 + 0.6) / 5, abs=1e-12)
+
+
+def test_a_bin_of_the_calibration_error_holds_its_upper_end():
+    """9/15 is in one bin with .55, as Guo et al. define it: |.6 + .55 - 1| / 2, not (.4 + .55) / 2."""
+    foreground = torch.tensor([0.6, 0.55], dtype=torch.float64).view(1, 1, 1, 2)
+    masks = torch.tensor([[[1, 0]]], dtype=torch.uint8)
+    bins = metrics.calibration_bins(torch.cat([1 - foreground, foreground], 1), masks)
+    assert metrics.ece(bins).item() == pytest.approx(0.15 / 2, abs=1e-12)
 
 
 def test_certain_and_right_has_no_calibration_error_and_certain_and_wrong_has_1():

@@ -1,4 +1,4 @@
-"""The U-Net has the published size, its dropout sites can be steered, and it answers at the size it is asked at."""
+"""The U-Net has its published size, steerable dropout sites, and answers at the size of its input."""
 
 import pytest
 import torch

@@ -78,7 +78,9 @@ def test_password_stays_out_when_nobody_listens(smoke, tmp_path, capfd):
     assert contains(tmp_path, b"***") and contains(tmp_path, b"secret") == []
 
 
-@pytest.mark.parametrize("url", ["user:secret@127.0.0.1:1", "mongodb://user:secret@127.0.0.1:x/y", "mongodb://:secret@"])
+@pytest.mark.parametrize(
+    "url", ["user:secret@127.0.0.1:1", "mongodb://user:secret@127.0.0.1:x/y", "mongodb://:secret@"]
+)
 def test_odd_urls_are_no_leak(smoke, tmp_path, capfd, url):
     run = smoke(runs_dir=str(tmp_path / "runs"), mongo_url=url, cycles=0)
     join_heartbeat(run)
