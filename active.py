@@ -52,8 +52,8 @@ def settings():
     run = 0  # repetition: run 3 of every heuristic starts from the same images and weights
     seed = run  # what all randomness is derived from
     start = 4  # labelled images at the beginning, or their share of the training set
-    query = 3  # images to label in each cycle, or their share of the training set
-    cycles = 4  # queries; there is one evaluation more
+    query = 4  # images to label in each cycle, or their share of the training set
+    cycles = 3  # queries; there is one evaluation more
     mc_iters = 10  # stochastic passes that score the pool; the published setting is 20
     label = heuristic  # results are <results_dir>/<label>_<run>.npy and a folder of that name
     results_dir = "results"
