@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -117,12 +118,15 @@ def full(*args):
     raise OSError(28, "No space left on device")
 
 
-@pytest.fixture
-def small_disk():
-    """small_disk(bytes): no file of this process may grow beyond that, so a write really stops halfway."""
+@contextmanager
+def small_disk(size):
+    """No file of this process may grow beyond `size` bytes in here, so a write really stops halfway."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:  # at once, for pytest's own log may be longer
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -139,11 +143,10 @@ def test_write_is_all_or_nothing(tmp_path, monkeypatch, call):
     assert path.read_bytes() == b"new and longer" and list(tmp_path.iterdir()) == [path]
 
 
-def test_write_that_stops_halfway(tmp_path, small_disk):
+def test_write_that_stops_halfway(tmp_path):
     path = tmp_path / "bald_0.npy"
     write(path, b"old")
-    small_disk(10_000)
-    with pytest.raises(Refused, match="bald_0.npy cannot be written"):
+    with pytest.raises(Refused, match="bald_0.npy cannot be written"), small_disk(10_000):
         write(path, bytes(30_000))
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
@@ -159,13 +162,11 @@ def test_append_that_cannot_be_synced_is_taken_back(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("length", [100, 30_000])  # within and beyond a file object's buffer
-def test_append_that_stops_halfway_is_taken_back(folder, small_disk, length):
+def test_append_that_stops_halfway_is_taken_back(folder, length):
     before = (folder / "ledger.jsonl").read_bytes()
     with Ledger(folder, SETTINGS, ["abc"]) as book:
-        small_disk(len(before) + 50)
-        with pytest.raises(Refused, match="ledger.jsonl cannot be written"):
+        with pytest.raises(Refused, match="ledger.jsonl cannot be written"), small_disk(len(before) + 50):
             book.append("evaluated", 1, long="x" * length)
-        small_disk(1_000_000)
         assert (folder / "ledger.jsonl").read_bytes() == before
         assert len(book.events) == 3
         book.append("evaluated", 1, images=2, pool=0)
