@@ -327,7 +327,7 @@ def test_a_single_logit_trains(settings):
 @pytest.mark.parametrize("val", [None, [5]])
 def test_divergence_is_refused_naming_the_learning_rate(settings, val):
     settings(optimizer="sgd", lr=1e30, epochs=3, draws=8)
-    with pytest.raises(Refused, match=r"diverged in epoch 1 .* lower trainer\.lr"):
+    with pytest.raises(Refused, match=r"diverged by epoch 1 .* lower trainer\.lr"):
         fit(make_model()[0], make_store([0, 1]), val and make_store(val))
 
 
