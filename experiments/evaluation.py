@@ -21,13 +21,13 @@ def settings():
 
 @ingredient.capture
 def evaluate(model, store, place, classes, passes, dropout, batch, advance=lambda pixels: None):
-    """Metrics of all images of a labelled Store: (scalars, per-image arrays as nested lists [image][class]).
+    """Metrics of all images of a labelled Store: (scalars, per-image arrays as nested lists [image][class], bins).
 
     `dice` and `iou` are the mean over images of the mean over foreground classes, `pooled_dice` counts all
     images' pixels together, `accuracy` and `ece` are over pixels; `deterministic_*` are those of one pass
-    without dropout.
+    without dropout. `bins` are those of metrics.calibration_bins.
     """
-    scalars, arrays = {}, {}
+    scalars, arrays, calibration = {}, {}, {}
     for prefix, stochastic in (("", dropout), ("deterministic_", False))[: 2 if dropout else 1]:
         counted = torch.zeros(len(store), classes, 3, dtype=torch.int64)
         bins, pending = 0, []
@@ -41,12 +41,14 @@ def evaluate(model, store, place, classes, passes, dropout, batch, advance=lambd
             advance(masks.numel() * (passes if stochastic else 1))
         for members, batch_counts in pending:
             counted[members] = batch_counts.cpu()
-        scalars |= {prefix + name: value for name, value in summary(counted, bins.cpu()).items()}
+        bins = bins.cpu()
+        scalars |= {prefix + name: value for name, value in summary(counted, bins).items()}
+        calibration[f"{prefix}bins"] = bins.tolist()
         arrays |= {
             f"{prefix}dice": metrics.dice(counted).tolist(),
             f"{prefix}iou": metrics.iou(counted).tolist(),
         }
-    return scalars, arrays
+    return scalars, arrays, calibration
 
 
 def summary(counts, bins):

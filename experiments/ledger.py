@@ -18,7 +18,7 @@ import numpy as np
 from experiments.errors import Refused
 
 # settings that a continued run may change: where things lie and run, not what is computed
-FREE = {"results_dir", "runs_dir", "mongo_url", "device", "tags", "comment", "cycles", "root", "checkpoint"}
+FREE = {"results_dir", "runs_dir", "mongo_url", "device", "tags", "comment", "cycles", "root", "checkpoint", "noted"}
 
 
 class Ledger:
@@ -28,7 +28,8 @@ class Ledger:
         self.folder, self.header = Path(folder), {"settings": comparable(settings), "data": data}
 
     def __enter__(self):
-        (self.folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+        for name in ("checkpoint", "queries"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._lock = open(self.folder / "lock", "w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

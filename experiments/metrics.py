@@ -38,6 +38,12 @@ def accuracy(counts):
     return both.sum() / true.sum()
 
 
+def boundary(mask):
+    """Pixel edges between two classes in (H, W): the length that an annotator draws. IGNORE has no edges."""
+    pairs = ((mask[1:], mask[:-1]), (mask[:, 1:], mask[:, :-1]))
+    return sum(((a != b) & (a != IGNORE) & (b != IGNORE)).sum().item() for a, b in pairs)
+
+
 def calibration_bins(p, masks):
     """(BINS, 3) float64 sums over pixels: pixels, confidence, right answers. p is (B, C, H, W)."""
     if p.device.type == "mps":  # has no float64

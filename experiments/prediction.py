@@ -92,14 +92,16 @@ class Pool:
     """The unlabelled images as a heuristic sees them: positions 0 .. N - 1, ids, groups, images, predictions.
 
     It is given functions, not the store, and so has no way to a mask. `memory` is a dict of JSON values that is
-    saved with the ledger line it belongs to; `cycle` counts the queries before this one.
+    saved with the ledger line it belongs to; `cycle` counts the queries before this one. `scorers` {name: function
+    from a Prediction to (B,)} are noted as the heuristic looks at predictions.
     """
 
-    def __init__(self, ids, groups, batches, predictions=None, cycle=0, memory=None):
+    def __init__(self, ids, groups, batches, predictions=None, cycle=0, memory=None, scorers=None):
         self.ids, self.groups, self.cycle = list(ids), list(groups), cycle
         self.memory = {} if memory is None else memory
         self.passes = np.zeros(len(self.ids), dtype=int)  # how many passes have seen each image
         self._batches, self._predictions = batches, predictions
+        self._scorers, self._noted = scorers or {}, []
 
     def __len__(self):
         return len(self.ids)
@@ -117,12 +119,21 @@ class Pool:
         for positions, images in self._batches():
             prediction, passes = self._predictions(images, [self.ids[i] for i in positions], source)
             self.passes[positions] = passes
+            self._noted.append((positions, {name: score(prediction) for name, score in self._scorers.items()}))
             yield positions, prediction
+
+    def noted(self):
+        """{name: (N,) float64} scores of the predictions made so far, NaN where there were none."""
+        scores = {name: np.full(len(self), np.nan) for name in (self._scorers if self._noted else {})}
+        for positions, values in self._noted:
+            for name, value in values.items():
+                scores[name][positions] = value.cpu().numpy()
+        return scores
 
 
 @ingredient.capture
 def open_pool(store, indices, place, mc_iters, batch, dropout, model=None, needs=(), memory=None,
-              advance=lambda pixels: None):  # fmt: skip
+              scorers=None, advance=lambda pixels: None):  # fmt: skip
     """The Pool of these images of a Store; without a model it has images but no predictions."""
     position = {index: i for i, index in enumerate(indices)}
 
@@ -138,4 +149,4 @@ def open_pool(store, indices, place, mc_iters, batch, dropout, model=None, needs
         return predict(model, images, ids, keys, needs), passes
 
     ids, groups = [store.ids[i] for i in indices], [store.groups[i] for i in indices]
-    return Pool(ids, groups, batches, predictions, place[-1], memory)
+    return Pool(ids, groups, batches, predictions, place[-1], memory, scorers)

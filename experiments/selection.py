@@ -1,7 +1,11 @@
 """From a heuristic to picked images: a map gives a score by its reduction, a score gives a selection by a batch."""
 
+from functools import partial
+from inspect import signature
+
 import numpy as np
 
+from experiments.components import defaults, load
 from experiments.errors import Refused
 
 REDUCTIONS = {
@@ -18,6 +22,23 @@ def check(heuristic, batch, reduction):
         raise Refused(f"heuristic={name} selects its images itself and would ignore batch={way}: use batch=top.")
     if reduction not in REDUCTIONS:
         raise Refused(f"{name}.reduction is one of {', '.join(REDUCTIONS)}, not {reduction!r}.")
+
+
+def scorers(names):
+    """{name: function from a Prediction to (B,) mean uncertainty} of these map heuristics with default settings."""
+    found = {}
+    for name in names:
+        module = load("heuristic", name)
+        if not hasattr(module, "uncertainty") or getattr(module, "NEEDS", ()):
+            raise Refused(f"noted={name} is no map of the standard moments: its scores cannot be kept beside others'.")
+        takes = signature(module.uncertainty).parameters
+        settings = {key: value for key, value in defaults(module.ingredient).items() if key in takes}
+        found[name] = partial(mean_uncertainty, partial(module.uncertainty, **settings))
+    return found
+
+
+def mean_uncertainty(uncertainty, prediction):
+    return REDUCTIONS["mean"](uncertainty(prediction), prediction.valid)
 
 
 def select(heuristic, batch, pool, n, rng, reduction="mean"):

@@ -1,5 +1,7 @@
 """The steps of a run, each leaving its event in the ledger, or taking it from there when it was done before."""
 
+import csv
+import io
 import math
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import evaluation, prediction, selection, training
+from experiments import evaluation, metrics, prediction, selection, training
 from experiments.components import PRESETS
 from experiments.errors import Refused
 from experiments.ledger import Ledger, write
@@ -92,8 +94,9 @@ def initial(state):
     event = state.book.find("start")
     if event is None:
         pool = pool_of(state, range(len(state.train)), 0)
-        queries = ask(state.parts["initial"], state.parts["batch"], pool, state.config["start"], state.at("initial"))
-        event = state.book.append("start", queries=queries)
+        queries, _ = ask(state.parts["initial"], state.parts["batch"], pool, state.config["start"], state.at("initial"))
+        named = {"classes": state.parts["dataset"].CLASSES, "test": state.test.ids if state.test else []}
+        event = state.book.append("start", queries=queries, **named)
     return event["queries"]
 
 
@@ -113,9 +116,9 @@ def train_and_test(state, cycle):
         seconds, seen = fit(state, cycle)
         began = perf_counter()
         state.bar.start(f"cycle {cycle}/{state.config['cycles']}, testing")
-        scalars, arrays = {}, {}
+        scalars, arrays, calibration = {}, {}, {}
         if state.test:
-            scalars, arrays = evaluation.evaluate(
+            scalars, arrays, calibration = evaluation.evaluate(
                 state.model, state.test, state.at(cycle), state.classes, advance=state.bar.advance
             )
         weights = state.book.save_weights(cycle, state.model.state_dict(), state.config["checkpoint"])
@@ -125,9 +128,11 @@ def train_and_test(state, cycle):
             cycle,
             images=len(labelled),
             pixels=sum(math.prod(state.train.sizes[i]) for i in labelled),
+            boundary=sum(metrics.boundary(state.train.mask(i)) for i in labelled),
             pool=int(state.active.n_unlabelled),
             metrics={f"test.{k}": v for k, v in scalars.items()} | {f"val.{k}": v for k, v in seen.items()},
             per_image=arrays,
+            calibration=calibration,
             weights=weights,
         )
         state.book.time(cycle, train=seconds, evaluate=perf_counter() - began)
@@ -147,7 +152,8 @@ def query(state, cycle):
         before = state.book.find("queried", cycle - 1)
         pool = pool_of(state, unlabelled, cycle, memory=before["memory"] if before else {}, advance=state.bar.advance)
         n, way = state.config["query"], reduction(state.config)
-        queries = ask(heuristic, state.parts["batch"], pool, n, (*state.at(cycle), "query"), way)
+        queries, scores = ask(heuristic, state.parts["batch"], pool, n, (*state.at(cycle), "query"), way)
+        write(state.book.folder / "queries" / f"cycle_{cycle:03d}.csv", table(pool, queries, scores))
         event = state.book.append("queried", cycle, queries=queries, memory=pool.memory)
         state.book.time(cycle, query=perf_counter() - began)
     show(state, cycle, event["queries"])
@@ -164,14 +170,15 @@ def pool_of(state, indices, cycle, **more):
         state.config["mc_iters"],
         model=state.model,
         needs=needs,
+        scorers=selection.scorers(state.config["noted"]),
         **more,
     )
 
 
 def ask(heuristic, batch, pool, n, place, reduction="mean"):
-    """The picked images as JSON values, best first: id, region (None = whole image), score, rank and passes."""
+    """(queries as JSON values, best first: id, region (None = whole image), score, rank and passes; all scores)."""
     picked, scores = selection.select(heuristic, batch, pool, n, generator(*place), reduction)
-    return [
+    queries = [
         {
             "id": pool.ids[i],
             "region": None,
@@ -181,6 +188,25 @@ def ask(heuristic, batch, pool, n, place, reduction="mean"):
         }
         for i in picked
     ]
+    return queries, scores
+
+
+def table(pool, queries, scores):
+    """CSV bytes, a line for each image of the pool: id, group, place in the query, score and the noted scores."""
+    places = {query["id"]: place for place, query in enumerate(queries)}
+    noted = pool.noted()
+    rows = {
+        "id": pool.ids,
+        "group": pool.groups,
+        "picked": [places.get(id, "") for id in pool.ids],
+        "score": [""] * len(pool) if scores is None else scores.tolist(),
+        **{name: values.tolist() for name, values in noted.items()},
+    }
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(rows)
+    writer.writerows(zip(*rows.values(), strict=True))
+    return text.getvalue().encode()
 
 
 def fit(state, cycle):
@@ -227,7 +253,6 @@ def show(state, cycle, queries):
 
     path = state.book.folder / "queries" / f"cycle_{cycle:03d}.png"
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
         number = {id: index for index, id in enumerate(state.train.ids)}
         chosen = [number[query["id"]] for query in queries][:8]
         maps = [None] * len(chosen)

@@ -75,7 +75,8 @@ def prepare(device, threads, deterministic):
         raise Refused(f"device={device} cannot be used ({reason}): use auto, cpu, cuda:N or mps.") from error
     if threads:
         torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)  # imports the compiler, which takes seconds
     return chosen
 
 

@@ -3,6 +3,7 @@
 import importlib
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -290,3 +291,11 @@ def test_unusable_mask_stops_and_after_repair_goes_on(smoke, experiment, undistu
         shutil.copy(phantom_root / "seed_0" / f"{name}_anno.bmp", root / "seed_0")
     smoke(root=root)
     assert ledger_bytes(tmp_path / "results") == ledger_bytes(undisturbed)
+
+
+def test_a_submodule_of_torch_is_the_one_that_torch_has():
+    """The stand-in that spares a refusal torch's import gives way to it whole."""
+    code = "import experiments, torch.nn.functional as F, torch.profiler, torch; print(torch.nn.functional is F)"
+    code += "; print(torch.profiler.profiler.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "torch.profiler.profiler"]

@@ -301,3 +301,17 @@ def test_no_clock_or_place_in_the_ledger(longer):
     text = ledger_bytes(longer).decode()
     assert os.uname().nodename not in text and "/" not in text
     assert all("seconds" not in json.loads(line) for line in text.splitlines())
+
+
+def test_a_query_leaves_a_table_of_the_pool_with_the_scores_that_it_was_chosen_by(longer):
+    import pandas
+
+    found = events(longer)
+    for cycle, event in enumerate(e for e in found if e["event"] == "queried"):
+        table = pandas.read_csv(longer / "bald_0" / "queries" / f"cycle_{cycle:03d}.csv")
+        assert list(table) == ["id", "group", "picked", "score", "entropy", "expected_entropy", "bald", "variance"]
+        assert len(table) == found[1 + 2 * cycle]["pool"] and table.id.is_unique
+        picked = table.dropna(subset="picked").sort_values("picked")
+        assert picked.id.tolist() == [q["id"] for q in event["queries"]]
+        assert picked.score.tolist() == [q["score"] for q in event["queries"]]
+        assert (table.score - table.bald).abs().max() < 1e-6

@@ -192,3 +192,12 @@ def test_a_loss_is_per_image_and_falls_to_0_on_the_right_answer(name):
     assert LOSSES[name](right, masks).abs().max() < 1e-6
     assert LOSSES[name](-right, masks).min() > 0.5
     assert math.isclose(LOSSES[name](logits[1:2], masks[1:2]).item(), LOSSES[name](logits, masks)[1].item())
+
+
+def test_boundary_of_a_square_is_its_perimeter_and_ignored_pixels_have_none():
+    mask = torch.zeros(9, 9, dtype=torch.uint8)
+    mask[2:5, 3:7] = 1
+    assert metrics.boundary(mask) == 2 * (3 + 4)
+    mask[1] = IGNORE
+    assert metrics.boundary(mask) == 2 * (3 + 4) - 4
+    assert metrics.boundary(torch.full((4, 4), IGNORE)) == 0

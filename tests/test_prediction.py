@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import dropout, metrics
+from experiments import dropout, metrics, selection
+from experiments.components import load
+from experiments.errors import Refused
 from experiments.prediction import Pool, Prediction, open_pool, pass_keys, predict, two_sided
 from experiments.store import Item, Split, Store
 from experiments.training import finish
@@ -323,7 +325,7 @@ def test_a_pool_gives_neither_masks_nor_the_store(model):
     store = make_store([(33, 40)] * 3)
     pool = make_pool(store, model, memory={"a": 1})
     names = [name for name in dir(pool) if not name.startswith("_")]
-    assert sorted(names) == ["cycle", "groups", "ids", "images", "memory", "passes", "predictions"]
+    assert sorted(names) == ["cycle", "groups", "ids", "images", "memory", "noted", "passes", "predictions"]
     given = [*reachable(pool), *reachable(list(pool.images())), *reachable(list(pool.predictions()))]
     assert sum(isinstance(thing, torch.Tensor) for thing in given) >= 7
     for thing in given:
@@ -354,3 +356,24 @@ def test_calibration_of_a_prediction_counts_every_pixel(model, images):
     got = predict(model, images, "abc", pass_keys(PLACE, "test", "abc", 2))
     torch.testing.assert_close(got.mean.sum(1), torch.ones(3, 40, 36))
     assert metrics.calibration_bins(got.mean, got.mean.argmax(1).to(torch.uint8))[:, 0].sum() == 3 * 40 * 36
+
+
+def test_noted_scores_are_those_of_the_same_passes(model):
+    """Scores kept beside the heuristic's equal what the heuristic of that name gives the same images."""
+    store = make_store([(33, 40), (20, 24)])
+    names = ["variance", "entropy", "bald"]
+    pool = make_pool(store, model, batch=1, scorers=selection.scorers(names))
+    assert pool.noted() == {}
+    for _ in pool.predictions():
+        pass
+    assert list(pool.noted()) == names
+    for name in names:
+        heuristic = load("heuristic", name)
+        alone = selection.score(heuristic, make_pool(store, model), None)
+        np.testing.assert_allclose(pool.noted()[name], alone, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["random", "blad"])
+def test_what_has_no_map_cannot_be_noted(name):
+    with pytest.raises(Refused, match=name):
+        selection.scorers([name])
