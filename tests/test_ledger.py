@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import ROOT, command, ledger_bytes, settings
+from conftest import ROOT, command, events, ledger_bytes, settings
 
 from experiments import ledger, training
 from experiments.errors import Refused
