@@ -10,9 +10,11 @@ from experiments.components import SelectiveExperiment
 from experiments.errors import Refused
 from experiments.observers import observers
 
+CEILING = {"label": "full", "initial": "first", "start": 1.0, "cycles": 0}  # what the command `full` changes
 
-def check(config, components):
-    """Refuse at once what could only fail later."""
+
+def check(config, components, command):
+    """Refuse at once what could only fail later, before anything is written."""
     for name, least in (
         ("mc_iters", 1),
         ("cycles", 0),
@@ -32,6 +34,8 @@ def check(config, components):
     training.check()
     selection.check(components["heuristic"], components["batch"], steps.reduction(config))
     selection.scorers(config["noted"])
+    if command in ("main", "full"):
+        steps.check({**config, **CEILING} if command == "full" else config, components)
 
 
 ex = SelectiveExperiment(
@@ -75,7 +79,7 @@ def main(_config, _run):
 @ex.command
 def full(_config, _run):
     """Train once on all training labels: the ceiling that every strategy is measured against."""
-    return learn({**_config, "label": "full", "initial": "first", "start": 1.0, "cycles": 0}, _run)
+    return learn({**_config, **CEILING}, _run)
 
 
 def learn(config, run):

@@ -65,16 +65,16 @@ def defaults(ingredient, fixed=None):
 class SelectiveExperiment(Experiment):
     """An experiment in which only the named components take part; `components` maps each entry to its module.
 
-    `fractions` names the int settings that may also be a share (0, 1] of something. `check(config, components)`
-    may refuse before anything is written. `observe(config, url,
-    command)` gives a run's observers, `url` being `mongo_url` with the password that goes no further than there.
+    `fractions` names the int settings that may also be a share (0, 1] of something. `check(config, components,
+    command)` may refuse before anything is written. `observe(config, url, command)` gives a run's observers, `url`
+    being `mongo_url` with the password that goes no further than there.
     """
 
     def __init__(
         self,
         *args,
         fractions=(),
-        check=lambda config, components: None,
+        check=lambda config, components, command: None,
         observe=lambda config, url, command: [],
         **kwargs,
     ):
@@ -124,7 +124,7 @@ class SelectiveExperiment(Experiment):
         if url:
             updates["mongo_url"] = _without_password(url)
         run = super()._create_run(command_name, updates, named_configs, *rest)
-        self.check(run.config, self.components)
+        self.check(run.config, self.components, run.meta_info["command"])
         if run.meta_info["options"].get("--mongo_db"):
             run.meta_info["options"]["--mongo_db"] = _without_password(run.meta_info["options"]["--mongo_db"])
         run.observers += self.observe(run.config, url, run.meta_info["command"])

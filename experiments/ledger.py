@@ -40,7 +40,8 @@ class Ledger:
             cut_torn_line(self.folder / "ledger.jsonl")
             self.events = read(self.folder)
             if self.events:
-                self._refuse_other(self.events[0])
+                start = self.events[0]
+                refuse_other(self.folder, {key: start[key] for key in self.header}, self.header)
         except BaseException:
             self._lock.close()
             raise
@@ -108,23 +109,35 @@ class Ledger:
     def _weights(self, cycle):
         return self.folder / "checkpoint" / f"cycle_{cycle:03d}.safetensors"
 
-    def _refuse_other(self, start):
-        was, now = (dict(_flat({"data": h["data"], **h["settings"]})) for h in (start, self.header))
-        changed = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
-        if changed:
-            shown = ", ".join(f"{k} {was.get(k)!r} -> {now.get(k)!r}" for k in changed[:4])
-            more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-            raise Refused(
-                f"{self.folder} holds a run of another configuration ({shown}{more}): "
-                "set label=... or results_dir=..., or repeat the old settings."
-            )
+
+def check(folder, settings):
+    """Raise Refused if `folder` holds a run of other settings than these."""
+    events = read(folder)
+    if events:
+        refuse_other(folder, {"settings": events[0]["settings"]}, {"settings": comparable(settings)})
+
+
+def refuse_other(folder, *headers):
+    """Raise Refused, naming the differences, if two headers {settings, data} differ."""
+    was, now = (dict(_flat({**h, **h["settings"], "settings": {}})) for h in headers)
+    changed = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
+    if changed:
+        shown = ", ".join(f"{k} {was.get(k)!r} -> {now.get(k)!r}" for k in changed[:4])
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise Refused(
+            f"{folder} holds a run of another configuration ({shown}{more}): "
+            "set label=... or results_dir=..., or repeat the old settings."
+        )
 
 
 def read(folder):
     """All events of a run's folder, [] if there is none; a last line without its end is still being written."""
     path = Path(folder) / "ledger.jsonl"
     try:
-        return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        events = [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        if not all(isinstance(event, dict) and {"event", "cycle"} <= event.keys() for event in events):
+            raise ValueError("a line is no event")
+        return events
     except FileNotFoundError:
         return []
     except ValueError as error:

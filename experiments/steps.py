@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import evaluation, metrics, prediction, selection, training
+from experiments import evaluation, ledger, metrics, prediction, selection, training
 from experiments.components import PRESETS
 from experiments.errors import Refused
 from experiments.ledger import Ledger, write
@@ -45,23 +45,42 @@ class State:
         return (*self.place, cycle)
 
 
+def check(config, parts):
+    """Say which dataset it is and refuse what the dataset's files or an earlier run's results do not allow."""
+    print(f"Dataset {config['dataset']}: {parts['dataset'].__doc__.splitlines()[0]}", flush=True)
+    splits = find_images(config, parts)
+    ledger.check(folder_of(config), counted(config, len(splits.train)))
+
+
+def find_images(config, parts):
+    """The Splits of this run's dataset; nothing is decoded. Raises Refused when files are missing."""
+    return parts["dataset"].load(rng=generator(config["seed"], config["dataset"], "split"))
+
+
+def counted(config, size):
+    """The settings with shares of the `size` training images as numbers of images."""
+    return {**config, "start": count(config["start"], size), "query": count(config["query"], size)}
+
+
+def folder_of(config):
+    return Path(config["results_dir"]) / f"{config['label']}_{config['run']}"
+
+
 @contextmanager
 def prepare(config, run, parts):
     """Read the images, open the ledger, build the model: a State for the other steps."""
     from baal.active import ActiveLearningDataset  # takes seconds to import
 
     place, data, model_file = (config["seed"], config["dataset"]), parts["dataset"], parts["model"]
-    print(f"Dataset {config['dataset']}: {data.__doc__.splitlines()[0]}", flush=True)
     device = training.prepare(device=config["device"], threads=config["threads"])
-    splits = data.load(rng=generator(*place, "split"))
+    splits = find_images(config, parts)
     stores = [split and Store(split, device) for split in splits[:3]]
     train, val, test = stores
     for annotated in filter(None, (val, test)):
         annotated.label(range(len(annotated)))
     size, classes = len(train), len(data.CLASSES)
-    config = {**config, "start": count(config["start"], size), "query": count(config["query"], size)}
+    config, folder = counted(config, size), folder_of(config)
     introduce(config, run, splits, test, classes)
-    folder = Path(config["results_dir"]) / f"{config['label']}_{config['run']}"
     fingerprints = [store and store.fingerprint for store in stores]
     with Ledger(folder, config, fingerprints) as book, Progress(plan(config, splits.crop, *stores)) as bar:
         if book.events:

@@ -128,8 +128,14 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             inside = augment.inside(train, shown[now], drawn, height, width)
             x = augment.colour(images, inside, drawn["factors"])
             model.dropout_keys.now = keys[now]
-            with cast():
-                logits = model(x)
+            try:
+                with cast():
+                    logits = model(x)
+            except ValueError as error:  # batch norm needs two values a channel
+                raise Refused(
+                    f"{len(x)} crop(s) of {width} x {height} are too little to train on ({error}): raise "
+                    "trainer.batch, trainer.draws or the crop."
+                ) from error
             value = objective(two_sided(logits.float()), masks).mean()
             optimizer.zero_grad(set_to_none=True)
             value.backward()

@@ -110,10 +110,11 @@ def test_a_terminal_sees_one_line_soon(tmp_path, words, said):
     assert seconds < 10, f"a refusal took {seconds:.1f} s"
 
 
-def test_missing_dataset_folder(typed):
-    code, out, err = typed("dataset=glas", "glas.root=nowhere", "runs_dir=")
+def test_missing_dataset_folder(typed, tmp_path):
+    code, out, err = typed("dataset=glas", "glas.root=nowhere")
     assert code == 1 and "Traceback" not in out + err
     assert "GlaS is not at nowhere" in one_line(err) and "dataset=phantom" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_start_as_a_share(smoke, tmp_path):
@@ -127,7 +128,8 @@ def test_start_as_a_share(smoke, tmp_path):
 def test_other_settings_are_refused_by_name(smoke, undisturbed, tmp_path):
     shutil.copytree(undisturbed, tmp_path / "results")
     with pytest.raises(Refused) as refused:
-        smoke(mc_iters=3)
+        smoke(mc_iters=3, runs_dir=str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
     assert "mc_iters 2 -> 3" in str(refused.value) and "label=" in str(refused.value)
     assert "\n" not in str(refused.value)
     assert ledger_bytes(tmp_path / "results") == ledger_bytes(undisturbed)

@@ -60,7 +60,7 @@ def test_torn_last_line_is_cut(folder):
         assert book.events == [] and file.read_bytes() == b""
 
 
-@pytest.mark.parametrize("damage", [b'{"event": "ev\n', b"\0\0\0\0\n", b"\xff\xfe{}\n"])
+@pytest.mark.parametrize("damage", [b'{"event": "ev\n', b"\0\0\0\0\n", b"\xff\xfe{}\n", b"{}\n", b"7\n"])
 def test_damaged_middle_is_refused(folder, damage):
     file = folder / "ledger.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)

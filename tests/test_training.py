@@ -399,3 +399,8 @@ def test_a_device_that_is_not_there_is_refused():
     for device in ("cuda:99", "abacus"):
         with pytest.raises(Refused, match=f"device={device} cannot be used"):
             training.prepare(device=device, threads=0, deterministic=False)
+
+
+def test_a_lone_crop_that_batch_norm_cannot_take_is_refused_in_one_line(smoke):
+    with pytest.raises(Refused, match=r"1 crop\(s\) of 32 x 32 are too little .* raise trainer.batch"):
+        smoke(start=1, cycles=0, phantom={"crop": 32}, trainer={"draws": 1, "batch": 1})
