@@ -11,7 +11,7 @@ class Progress:
     def __init__(self, total):
         shape = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
         self.bar = tqdm(total=total, file=sys.stderr, disable=not sys.stderr.isatty(), bar_format=shape, leave=False)
-        self.stage = ""
+        self.stage, self.result = "", ""
 
     def __enter__(self):
         return self
@@ -22,13 +22,13 @@ class Progress:
     def start(self, stage):
         """Name what is done now."""
         self.stage = stage
-        self.bar.set_description_str(stage)
+        self.bar.set_description_str(stage + self.result)
 
     def advance(self, pixels, note=""):
         """Count pixels passed forward (a training step counts three times)."""
         self.bar.update(min(pixels, max(0, self.bar.total - self.bar.n)) if not self.bar.disable else 0)
         if note:
-            self.bar.set_description_str(f"{self.stage}, {note}", refresh=False)
+            self.bar.set_description_str(f"{self.stage}, {note}{self.result}", refresh=False)
 
     def line(self, text):
         """Print one line above the bar, and into the run's captured output."""

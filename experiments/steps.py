@@ -261,7 +261,10 @@ def publish(state, cycle, event):
         state.run.log_scalar(name, value, event["images"])
     state.book.write_arrays()
     dice = event["metrics"].get("test.dice")
-    result = f"test Dice {dice:.3f}" if dice is not None else "no test images"
+    result = "no test images"
+    if dice is not None:
+        result = f"test Dice {dice:.3f}"
+        state.bar.result = f", Dice {dice:.3f}"
     state.bar.line(f"cycle {cycle}/{state.config['cycles']}: {event['images']} images labelled, {result}")
     return dice
 
