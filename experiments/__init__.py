@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
 from importlib.metadata import version
 from importlib.util import find_spec, spec_from_loader
 from types import ModuleType
@@ -14,21 +15,20 @@ warnings.filterwarnings("ignore", "pkg_resources is deprecated", UserWarning)  #
 
 
 class _Later(ModuleType):
-    """Stands in for torch, which takes seconds to import, until it is used: a typo is refused before.
-
-    It is an import finder and loader too, so that `import torch.nn.functional` gets the module that loading torch
-    has just made, not a second copy of it.
-    """
+    """Stands in for torch, which takes seconds to import, until it is used: a typo is refused before."""
 
     def __getattr__(self, name):
         if sys.modules[self.__name__] is self:
             del sys.modules[self.__name__]
-            sys.meta_path.remove(self)
         return getattr(import_module(self.__name__), name)
 
-    def find_spec(self, name, path=None, target=None):
-        if name.startswith(f"{self.__name__}."):
-            assert self.nn  # loads it
+
+class _Submodules(MetaPathFinder, Loader):
+    """`import torch.nn.functional` gets the module that loading torch has just made, not a second copy of it."""
+
+    def find_spec(self, name, path, target=None):
+        if name.startswith("torch.") and type(sys.modules["torch"]) is _Later:
+            assert sys.modules["torch"].nn  # loads it
             return spec_from_loader(name, self) if name in sys.modules else None
 
     def create_module(self, spec):
@@ -46,4 +46,4 @@ if "torch" not in sys.modules:
     later.__file__, later.__version__ = later.__spec__.origin, version("torch")
     later.__path__ = later.__spec__.submodule_search_locations
     sys.modules["torch"] = later
-    sys.meta_path.insert(0, later)
+    sys.meta_path.insert(0, _Submodules())
