@@ -29,11 +29,13 @@ class _Submodules(MetaPathFinder, Loader):
     def find_spec(self, name, path, target=None):
         if name.startswith("torch.") and type(sys.modules["torch"]) is _Later:
             assert sys.modules["torch"].nn  # loads it
-            return spec_from_loader(name, self) if name in sys.modules else None
+            if name in sys.modules:
+                self.made = sys.modules[name]
+                # with a spec of its own Python would take that one instead of ours
+                self.made_by, self.made.__spec__ = self.made.__spec__, None
+                return spec_from_loader(name, self)
 
     def create_module(self, spec):
-        self.made = sys.modules[spec.name]
-        self.made_by = self.made.__spec__
         return self.made
 
     def exec_module(self, module):

@@ -297,7 +297,7 @@ def test_unusable_mask_stops_and_after_repair_goes_on(smoke, experiment, undistu
 
 def test_a_submodule_of_torch_is_the_one_that_torch_has():
     """The stand-in that spares a refusal torch's import gives way to it whole."""
-    code = "import experiments, torch.nn.functional as F, torch.profiler, torch; print(torch.nn.functional is F)"
+    code = "import experiments, torch.profiler, torch.nn.functional as F, torch; print(torch.nn.functional is F)"
     code += "; print(torch.profiler.profiler.__name__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "torch.profiler.profiler"]
