@@ -18,20 +18,20 @@ from experiments.ledger import comparable, read
 
 TIMEOUT_MS = 3000  # until a server that does not answer is given up
 SETTINGS = ["dataset", "heuristic", "batch", "initial", "model", "label", "run"]
-COSTS = ["images", "pixels", "boundary"]
+COSTS = ["images", "pixels", "foreground", "boundary"]
 # a published baseline's results_dir='results' is glued to the file's name
 BASELINE = re.compile(r"(?:results)?(?P<label>.+)_(?P<run>\d+)\.npy")
 CSV = {"method": "label", "seed": "run", "round": "cycle", "n_labelled": "images"}
 
 
 def load(source, per_image=False, start=4, query=2):
-    """One row for each run and cycle: the settings, cycle, images, pixels, boundary, then every metric by its name.
+    """One row for each run and cycle: the settings, cycle, COSTS, then every metric by its name.
 
     `source` is a folder, or a mongodb:// URL, whose database is `sacred` unless the URL names one. `label` is the
     method's name; label "full" is a run on all training labels, the ceiling. With `per_image` there is a row for
     each run, cycle, test image and class, with dice, iou and their deterministic_ counterparts, from a folder only.
-    From MongoDB `boundary` is NaN, and so are `pixels` of a run that has not ended. Of several records of one run,
-    which resuming leaves there, the most complete one counts, of equals the newest.
+    From MongoDB `foreground` and `boundary` are NaN, and so are `pixels` of a run that has not ended. Of several
+    records of one run, which resuming leaves there, the most complete one counts, of equals the newest.
 
     A published baseline's `bald_0.npy` or `resultsbald_0.npy`, an array without a folder, gives label, run, cycle
     and test.dice; its other settings are "unknown" and its images are `start + query * cycle`, 4 and 2 being the

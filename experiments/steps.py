@@ -18,7 +18,7 @@ from experiments.errors import Refused
 from experiments.ledger import Ledger, write
 from experiments.progress import Progress, plan
 from experiments.randomness import generator, key
-from experiments.store import Store
+from experiments.store import IGNORE, Store
 
 
 @dataclass
@@ -146,8 +146,7 @@ def train_and_test(state, cycle):
             "evaluated",
             cycle,
             images=len(labelled),
-            pixels=sum(math.prod(state.train.sizes[i]) for i in labelled),
-            boundary=sum(metrics.boundary(state.train.mask(i)) for i in labelled),
+            **cost(state.train.mask(i) for i in labelled),
             pool=int(state.active.n_unlabelled),
             metrics={f"test.{k}": v for k, v in scalars.items()} | {f"val.{k}": v for k, v in seen.items()},
             per_image=arrays,
@@ -156,6 +155,12 @@ def train_and_test(state, cycle):
         )
         state.book.time(cycle, train=seconds, evaluate=perf_counter() - began)
     return publish(state, cycle, event)
+
+
+def cost(masks):
+    """What labelling these masks (H, W) took: pixels, pixels of the foreground, length of boundaries in pixel edges."""
+    costs = [(m.numel(), ((m > 0) & (m != IGNORE)).sum().item(), metrics.boundary(m)) for m in masks]
+    return dict(zip(("pixels", "foreground", "boundary"), map(sum, zip(*costs, strict=True)), strict=True))
 
 
 def query(state, cycle):

@@ -177,8 +177,8 @@ def test_mongo_gives_the_same_frame(mongo, smoke, tmp_path):
     for settings in ({"cycles": 0}, {"cycles": 1}, {"heuristic": "random"}):  # the second extends the first
         join_heartbeat(smoke(mongo_url=url, **settings))
     local, stored = load(tmp_path / "results"), load(url)
-    assert stored["boundary"].isna().all() and len(stored) == 4
-    pd.testing.assert_frame_equal(stored.drop(columns="boundary"), local.drop(columns="boundary"))
+    assert stored[["foreground", "boundary"]].isna().all(axis=None) and len(stored) == 4
+    pd.testing.assert_frame_equal(stored.drop(columns=["foreground", "boundary"]), local.drop(columns=["foreground", "boundary"]))
 
 
 def test_of_several_records_the_most_complete_newest_counts(mongo, smoke):
@@ -227,4 +227,4 @@ def test_the_ceiling_in_mongo(mongo, experiment, phantom_root, tmp_path):
     join_heartbeat(experiment.run("full", config_updates=updates, named_configs=["smoke"]))
     local, stored = load(tmp_path / "results"), load(url)
     assert stored["label"].tolist() == ["full"]
-    pd.testing.assert_frame_equal(stored.drop(columns="boundary"), local.drop(columns="boundary"))
+    pd.testing.assert_frame_equal(stored.drop(columns=["foreground", "boundary"]), local.drop(columns=["foreground", "boundary"]))
