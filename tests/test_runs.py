@@ -178,7 +178,9 @@ def test_mongo_gives_the_same_frame(mongo, smoke, tmp_path):
         join_heartbeat(smoke(mongo_url=url, **settings))
     local, stored = load(tmp_path / "results"), load(url)
     assert stored[["foreground", "boundary"]].isna().all(axis=None) and len(stored) == 4
-    pd.testing.assert_frame_equal(stored.drop(columns=["foreground", "boundary"]), local.drop(columns=["foreground", "boundary"]))
+    pd.testing.assert_frame_equal(
+        stored.drop(columns=["foreground", "boundary"]), local.drop(columns=["foreground", "boundary"])
+    )
 
 
 def test_of_several_records_the_most_complete_newest_counts(mongo, smoke):
@@ -227,4 +229,6 @@ def test_the_ceiling_in_mongo(mongo, experiment, phantom_root, tmp_path):
     join_heartbeat(experiment.run("full", config_updates=updates, named_configs=["smoke"]))
     local, stored = load(tmp_path / "results"), load(url)
     assert stored["label"].tolist() == ["full"]
-    pd.testing.assert_frame_equal(stored.drop(columns=["foreground", "boundary"]), local.drop(columns=["foreground", "boundary"]))
+    pd.testing.assert_frame_equal(
+        stored.drop(columns=["foreground", "boundary"]), local.drop(columns=["foreground", "boundary"])
+    )
