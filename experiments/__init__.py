@@ -31,6 +31,9 @@ class _Later(ModuleType):
             assert self.nn  # loads it
             return spec_from_loader(name, self) if name in sys.modules else None
 
+    def find_distributions(self, context=None):
+        return ()  # importlib.metadata asks every finder
+
     def create_module(self, spec):
         self.made = sys.modules[spec.name]
         self.made_by = self.made.__spec__
