@@ -40,10 +40,12 @@ CUSTOM = {  # column: where a run's document has it
 METRIC = {"best_dice": ("test.dice", "max"), "last_dice": ("test.dice", "last")}  # column: metric, what of it
 OWN = {"experiment_name": "experiment.name", "tags": "omniboard.tags", "notes": "omniboard.notes"}  # Omniboard's
 SHOWN = ["_id", "experiment_name", "status", *CUSTOM, *METRIC]  # then a user's columns, then these:
-LAST = ["duration", "start_time", "tags", "notes"]
+LAST = ["duration", "notes", "tags", "start_time"]
 OFFERED = ["command", "result", "c_model", "c_initial", "c_start", "c_query", "c_mc_iters", "c_label", "c_seed"]
-WIDTHS = {"_id": 60, "experiment_name": 105, "labelled_images": 125, "start_time": 150, "tags": 160, "notes": 260}
-PLOTTED = ["test.dice", "test.iou", "test.deterministic_dice", "val.dice"]
+WIDTHS = {"_id": 50, "experiment_name": 105, "status": 115, "heuristic": 115, "batch": 80, "run": 60, "cycles": 75}
+WIDTHS |= {"notes": 220, "tags": 160, "start_time": 150}  # pixels, else:
+WIDTH = 90
+PLOTTED = ["test.dice", "test.iou", "val.dice"]
 
 
 def main(url, port):
@@ -61,7 +63,8 @@ def main(url, port):
             "MONGO_URI": url,  # not an argument: those, with a password in them, are shown to every user
             "NODE_OPTIONS": f"{os.environ.get('NODE_OPTIONS', '')} --require {json.dumps(str(PRELOAD))}",
             "FIRST_VISIT": json.dumps(first_visit(runs)),
-            "npm_config_fetch_retry_maxtimeout": "5000",  # without a network say so in seconds, not in minutes
+            "npm_config_fetch_retry_mintimeout": "1000",  # without a network say so in seconds, not in minutes
+            "npm_config_fetch_retry_maxtimeout": "5000",
         }
         print(f"Starting {OMNIBOARD}; the first time npm fetches it (530 MB, some minutes).", flush=True)
         with started([npx, "--yes", "--prefer-offline", OMNIBOARD], log, variables) as omniboard:
@@ -175,7 +178,7 @@ def first_visit(runs):
     shown = list(dict.fromkeys([*SHOWN, *paths, *metrics, *LAST]))
     table = {
         "columnOrder": shown,
-        "columnWidths": {name: WIDTHS.get(name, 90) for name in [*shown, *OFFERED]},
+        "columnWidths": {name: WIDTHS.get(name, WIDTH) for name in [*shown, *OFFERED]},
         "columnNameMap": {**OWN, **paths, **{name: f"config.{name[2:]}" for name in OFFERED if name[:2] == "c_"}},
         "metricAndCustomColumns": [{"name": n, "value": v} for n, v in [*metrics.items(), *paths.items()]],
         "dropdownOptions": [
@@ -184,7 +187,6 @@ def first_visit(runs):
         ],
     }
     plot = {
-        "plotWidth": 900,
         "plotHeight": 500,
         "plotModes": ["lines+markers", "dashdot"],
         "metricNameOptions": [{"label": name, "value": name, "selected": True} for name in PLOTTED],

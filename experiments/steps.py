@@ -291,7 +291,7 @@ def draw_curve(state):
     evaluated = [e for e in state.book.events if e["event"] == "evaluated"]
     curve = [e["images"] for e in evaluated], [e["metrics"]["test.dice"] for e in evaluated]
     png = io.BytesIO()
-    learning_curves({state.config["label"]: [curve]}, state.run.info["constant_dice"]).savefig(png, format="png")
+    learning_curves({state.config["label"]: [curve]}, state.run.info["constant_dice"]).savefig(png, dpi=100)
     path = state.book.folder / "learning_curve.png"
     write(path, png.getvalue())
     return path
