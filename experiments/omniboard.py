@@ -61,7 +61,7 @@ def main(url, port):
         variables = {
             "PORT": str(port),
             "MONGO_URI": url,  # not an argument: those, with a password in them, are shown to every user
-            "NODE_OPTIONS": f"{os.environ.get('NODE_OPTIONS', '')} --require {json.dumps(str(PRELOAD))}",
+            "NODE_OPTIONS": f'{os.environ.get("NODE_OPTIONS", "")} --require "{PRELOAD}"',
             "FIRST_VISIT": json.dumps(first_visit(runs)),
             "npm_config_fetch_retry_mintimeout": "1000",  # without a network say so in seconds, not in minutes
             "npm_config_fetch_retry_maxtimeout": "5000",
@@ -70,7 +70,7 @@ def main(url, port):
         with started([npx, "--yes", "--prefer-offline", OMNIBOARD], log, variables) as omniboard:
             while not listens(port):
                 if omniboard.poll() is not None:
-                    raise Refused(why(log))
+                    raise Refused(reason(log))
                 time.sleep(0.2)
             shown = re.sub("//.*@", "//", url.partition("?")[0])  # no password, no options
             print(f"Omniboard: http://127.0.0.1:{port} (Ctrl-C stops it)")
@@ -83,12 +83,15 @@ def main(url, port):
 
 def refuse_taken(port):
     """Omniboard itself would move to another port without a word."""
+    if not 0 < port < 65536:
+        raise Refused(f"--port is between 1 and 65535, not {port}.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
-            raise Refused(f"Port {port} is taken: stop what listens there or choose another with --port.") from None
+        except OSError as error:
+            why = error.strerror.lower()
+            raise Refused(f"Port {port}: {why}. Stop what listens there or choose another with --port.") from None
 
 
 @contextmanager
@@ -194,7 +197,7 @@ def first_visit(runs):
     return {"default|RunsTable|1": table, "undefined|MetricsPlotView|default": plot}
 
 
-def why(log):
+def reason(log):
     """One line for an Omniboard that ended before it listened."""
     text = log.read_text(errors="replace")
     if any(word in text for word in ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT", "ENOTCACHED")):
@@ -204,7 +207,8 @@ def why(log):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--url", default=URL, help="of the MongoDB with its database, %(default)s")
+    known = os.environ.get("MONGO_URI", URL)
+    parser.add_argument("--url", default=known, help=f"of the MongoDB with its database: $MONGO_URI, or {URL}")
     parser.add_argument("--port", type=int, default=9000, help="of the web page on this machine, %(default)s")
     arguments = parser.parse_args()
     for ending in (signal.SIGTERM, signal.SIGHUP):
@@ -213,5 +217,7 @@ if __name__ == "__main__":
         main(arguments.url, arguments.port)
     except Refused as refused:
         sys.exit(str(refused))
+    except PyMongoError as error:
+        sys.exit(f"MongoDB does not let us add columns ({type(error).__name__}): its user needs the role readWrite.")
     except KeyboardInterrupt:
         sys.exit(130)

@@ -16,7 +16,7 @@ import gridfs
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, events
+from conftest import ROOT, events, settings
 
 from experiments import omniboard
 from experiments.errors import Refused
@@ -49,8 +49,6 @@ def runs(url, tmp_path_factory):
 @pytest.fixture(scope="module")
 def recorded(url, runs, tmp_path_factory, phantom_root, experiment):
     """(the document of a finished run, its ledger's evaluated events)"""
-    from conftest import settings
-
     results = tmp_path_factory.mktemp("recorded")
     run = experiment.run(config_updates=settings(phantom_root, results, mongo_url=url), named_configs=["smoke"])
     run._heartbeat.join(30)
@@ -174,15 +172,18 @@ def test_missing_node_is_one_line(monkeypatch, tmp_path):
         omniboard.main(omniboard.URL, free_port())
 
 
-def test_a_taken_port_is_one_line(tmp_path):
+def test_a_taken_port_is_one_line():
+    if shutil.which("npx") is None:
+        pytest.skip("no npx")
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
         line = [sys.executable, "-m", "experiments.omniboard", "--port", str(port)]
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    if shutil.which("npx") is None:
-        pytest.skip("no npx")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == f"Port {port} is taken: stop what listens there or choose another with --port.\n"
+    said = f"Port {port}: address already in use. Stop what listens there or choose another with --port.\n"
+    assert done.stderr == said
+    with pytest.raises(Refused, match="between 1 and 65535"):
+        omniboard.refuse_taken(65536)
 
 
 def test_torch_is_not_loaded():
@@ -208,7 +209,7 @@ def node():
     made = []
 
     def start(script, port, visit="{}"):
-        preload = {"NODE_OPTIONS": f"--require {json.dumps(str(omniboard.PRELOAD))}"}
+        preload = {"NODE_OPTIONS": f'--require "{omniboard.PRELOAD}"'}
         line, env = ["node", "-e", script], {**os.environ, **preload, "PORT": str(port), "FIRST_VISIT": visit}
         made.append(subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return made[-1]
