@@ -1,9 +1,10 @@
-# Everything from nothing: `make demo` runs the main job and draws it, `make test` runs the tests.
+# Everything from nothing: `make demo` runs the main job and draws it, `make test` runs the tests,
+# `make omniboard` shows the runs of a MongoDB.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint
+.PHONY: demo test lint omniboard
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
@@ -22,6 +23,9 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready-dev lint
 	$(VENV)/bin/python -m pytest -q -rs --durations=8
+
+omniboard: $(VENV)/ready-dev
+	@$(RUN) -m experiments.omniboard
 
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .

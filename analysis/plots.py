@@ -34,7 +34,8 @@ def learning_curves(curves, constant=None):
     for k, (label, runs) in enumerate((label, runs) for label, runs in curves.items() if label != "full"):
         style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
         paired = len({tuple(images) for images, _ in runs}) == 1
-        name = f"{label} ({len(runs)} run{'s' * (len(runs) > 1)})"
+        plain = label.replace("$", r"\$")  # a label is no formula
+        name = f"{plain} ({len(runs)} run{'s' * (len(runs) > 1)})"
         if paired:
             axis.plot(runs[0][0], np.mean([dice for _, dice in runs], axis=0), **style, linewidth=2.2, label=name)
         for images, dice in runs if len(runs) > 1 or not paired else []:

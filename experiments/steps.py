@@ -141,6 +141,7 @@ def train_and_test(state, cycle):
                 state.model, state.test, state.at(cycle), state.classes, advance=state.bar.advance
             )
         weights = state.book.save_weights(cycle, state.model.state_dict(), state.config["checkpoint"])
+        epoch = seen.pop("epoch", None)  # no measurement: apart from the metrics, which one axis shows together
         labelled = state.active.get_indices_for_active_step()
         event = state.book.append(
             "evaluated",
@@ -151,6 +152,7 @@ def train_and_test(state, cycle):
             metrics={f"test.{k}": v for k, v in scalars.items()} | {f"val.{k}": v for k, v in seen.items()},
             per_image=arrays,
             calibration=calibration,
+            epoch=epoch,
             weights=weights,
         )
         state.book.time(cycle, train=seconds, evaluate=perf_counter() - began)
@@ -264,6 +266,7 @@ def publish(state, cycle, event):
     """Write the arrays, log the metrics at step = labelled images, print the cycle's line; returns the test Dice."""
     for name, value in event["metrics"].items():
         state.run.log_scalar(name, value, event["images"])
+    state.run.info["labelled_images"] = event["images"]
     state.book.write_arrays()
     dice = event["metrics"].get("test.dice")
     result = "no test images"
@@ -302,8 +305,23 @@ def conclude(state):
     for path in paths:
         state.run.add_artifact(str(path), path.name)
     curve = state.book.folder.with_name(state.book.folder.name + ".npy")
+    if curve in paths and state.config["cycles"]:
+        state.run.add_artifact(str(draw_curve(state)), "learning_curve.png")
     state.run.info["queries"] = [e for e in state.book.events if e["event"] == "queried"]
     state.bar.line(str(curve if curve in paths else state.book.folder))
+
+
+def draw_curve(state):
+    """Draw test Dice against labelled images as learning_curve.png, as analysis/ draws many; returns its path."""
+    from analysis.plots import learning_curves  # matplotlib takes a second to import
+
+    evaluated = [e for e in state.book.events if e["event"] == "evaluated"]
+    curve = [e["images"] for e in evaluated], [e["metrics"]["test.dice"] for e in evaluated]
+    png = io.BytesIO()
+    learning_curves({state.config["label"]: [curve]}, state.run.info["constant_dice"]).savefig(png, dpi=100)
+    path = state.book.folder / "learning_curve.png"
+    write(path, png.getvalue())
+    return path
 
 
 def reduction(config):
