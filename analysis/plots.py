@@ -42,7 +42,7 @@ def learning_curves(curves, constant=None, size=(7, 4.2)):
     axis.set(xlabel="labelled images", ylabel="mean test Dice")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -56,7 +56,8 @@ def draw(axis, label, runs, colour, marker):
         axis.plot(images, mean, color=colour, marker=marker, linewidth=2.2, label=name)
         if len(runs) >= 3:
             half = stats.t.isf(0.025, len(runs) - 1) * stats.sem(dice, axis=0)
-            axis.fill_between(images, mean - half, mean + half, color=colour, alpha=0.15, linewidth=0)
+            low, high = np.clip([mean - half, mean + half], 0, 1)  # Dice has no other values
+            axis.fill_between(images, low, high, color=colour, alpha=0.15, linewidth=0)
     if not paired or len(runs) == 2:
         thin = {"color": colour, "linewidth": 0.8, "alpha": 0.5, "marker": None if paired else marker}
         for k, (images, dice) in enumerate(runs):

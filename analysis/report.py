@@ -24,7 +24,7 @@ from experiments.errors import Refused
 
 PACKED = ("ledger.jsonl", "timing.jsonl", "*.npy", "queries/*.csv")
 PICTURES = 24  # at most, in the gallery
-WIDTH, PIXELS = 1200, 40_000_000  # of a picture in the page; in its file, at most
+WIDTH = 1200  # of a picture in the page, at most
 LISTED = 8  # queries of a cycle: as many as its picture shows
 
 
@@ -37,7 +37,9 @@ def report(source, baseline="random", margin=0.0):
     frame = runs.load(source)
     books = {path.parent: ledger.read(path.parent) for path in inside(source, "ledger.jsonl")}
     books = {folder: events for folder, events in books.items() if any(e["event"] == "evaluated" for e in events)}
-    classes = per_class(runs.load(source, per_image=True)) if books else pd.DataFrame({"dataset": []})
+    tested = "test.dice" in frame
+    frame = frame if tested else frame.assign(**{"test.dice": float("nan")})
+    classes = per_class(runs.load(source, per_image=True)) if books and tested else pd.DataFrame({"dataset": []})
     studies, tables = [], {"curves.csv": frame}
     for number, (dataset, group) in enumerate(frame.groupby("dataset"), 1):
         ends, verdicts, missing = compare(group, baseline, margin)
@@ -82,7 +84,7 @@ def template():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "probability": probability, "count": count}
+    environment.filters |= {f.__name__: f for f in (number, spread, signed, probability, count)}
     return environment.get_template("report.html.j2")
 
 
@@ -95,18 +97,19 @@ def inside(source, pattern):
 
 def about(frame):
     """What was studied on one dataset, as {what: text}."""
-    active = frame[frame["label"] != statistics.CEILING]
-    active = frame if active.empty else active
-    methods = active.groupby("label")["run"].nunique()
-    few, many = methods.min(), methods.max()
-    images = active["images"]
-    return {
-        "methods": ", ".join(methods.index),
-        "runs of each": f"{few}" if few == many else f"{few} to {many}",
+    full = frame[frame["label"] == statistics.CEILING]
+    active = full if len(full) == len(frame) else frame.drop(full.index)
+    runs_of, images, ceiling = active.groupby("label")["run"].nunique(), active["images"], full["test.dice"]
+    text = {
+        "methods": ", ".join(runs_of.index),
+        "runs of each": " to ".join(str(n) for n in sorted({runs_of.min(), runs_of.max()})),
         "budget": f"{images.min():.0f} to {images.max():.0f} labelled images, {active['cycle'].max()} queries",
         "model": ", ".join(frame["model"].unique()),
         "batch": ", ".join(active["batch"].unique()),
     }
+    if len(full):
+        text["all labels"] = f"test Dice {spread(ceiling.mean(), ceiling.std())}, runs: {len(full)}"
+    return text
 
 
 def compare(frame, baseline, margin):
@@ -170,21 +173,22 @@ def gallery(source, books):
 
 
 def picture(path, event, settings):
-    """One query for the page: the picture as a data URL, None if the file is no PNG of a sensible size."""
-    url = None
+    """One query for the page: the picture as a data URL, None if the file is no PNG or larger than Pillow trusts."""
+    url, size = None, None
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if image.width * image.height <= PIXELS:
-                image = image.convert("RGB")
-                image.thumbnail((WIDTH, WIDTH))
-                webp = io.BytesIO()
-                image.save(webp, "WEBP", quality=75)
-                url = f"data:image/webp;base64,{base64.b64encode(webp.getvalue()).decode()}"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        pass
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=["PNG"]) as png:
+                image = png.convert("RGB")
+        image.thumbnail((WIDTH, WIDTH))
+        webp = io.BytesIO()
+        image.save(webp, "WEBP", quality=75)
+        url, size = f"data:image/webp;base64,{base64.b64encode(webp.getvalue()).decode()}", image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError):
+        pass  # the page says so
     return {
         "url": url,
-        "size": image.size if url else None,
+        "size": size,
         "queries": event["queries"][:LISTED],
         "more": len(event["queries"][LISTED:]),
         "cycle": event["cycle"],
@@ -195,6 +199,10 @@ def picture(path, event, settings):
 def number(value, digits=3):
     """Text of a number, a dash for none."""
     return "–" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def spread(mean, sd):
+    return number(mean) if pd.isna(sd) else f"{number(mean)} ± {number(sd)}"
 
 
 def signed(value):
