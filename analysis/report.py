@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
 from matplotlib import rc_context
 from PIL import Image
 
@@ -142,7 +141,7 @@ def curves(frame, dataset):
         figure = plots.learning_curves(found, size=(5.4, 3.9))
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     text = svg.getvalue()
-    return Markup(text[text.index("<svg") :].replace("#000000", "currentColor"))
+    return text[text.index("<svg") :].replace("#000000", "currentColor")
 
 
 def per_class(frame):

@@ -22,13 +22,18 @@ def command(events):
 
     Named is what differs from the defaults of the code at hand, so the line is right for this version.
     """
-    settings = {**events[0]["settings"], "cycles": sum(e["event"] == "evaluated" for e in events) - 1}
+    settings = complete(events)
     usual, program = defaults(settings), "active.py"
     if all(settings[key] == value for key, value in active.CEILING.items() if key != "start"):
         program, settings = "active.py full", {k: v for k, v in settings.items() if k not in active.CEILING}
-    said, others = {k: settings[k] for k in SAID}, iterate_flattened(settings)
-    changed = {k: v for k, v in others if k not in SAID and (k not in usual or usual[k] != v)}
+    said = {key: settings[key] for key in SAID}
+    changed = {k: v for k, v in flat(settings).items() if k not in SAID and (k not in usual or usual[k] != v)}
     return f"python {program} with " + shlex.join(f"{k}={literal(v)}" for k, v in (said | changed).items())
+
+
+def complete(events):
+    """The settings as the run had them, `cycles` too, which may grow and so is not among the ledger's."""
+    return events[0]["settings"] | {"cycles": sum(e["event"] == "evaluated" for e in events) - 1}
 
 
 def defaults(settings):
@@ -38,7 +43,12 @@ def defaults(settings):
     for entry in components.FOLDERS:
         if settings[entry] in components.names(entry):
             sections[settings[entry]] = components.load(entry, settings[entry]).ingredient
-    return dict(iterate_flattened(usual | {path: components.defaults(part) for path, part in sections.items()}))
+    return flat(usual | {path: components.defaults(part) for path, part in sections.items()})
+
+
+def flat(settings):
+    """{dotted name: value}, without sections that have no settings."""
+    return {key: value for key, value in iterate_flattened(settings) if value != {}}
 
 
 def literal(value):
@@ -53,12 +63,11 @@ def settings(books):
     """(methods, {name: values by method} of settings that differ between runs, {name: value} of all others)."""
     runs_of = {}
     for events in books:
-        cycles = {"cycles": sum(e["event"] == "evaluated" for e in events) - 1}
-        flat = dict(iterate_flattened(events[0]["settings"] | cycles))
-        runs_of.setdefault(flat["label"], []).append({key: str(value) for key, value in flat.items()})
+        texts = {key: str(value) for key, value in flat(complete(events)).items()}
+        runs_of.setdefault(texts["label"], []).append(texts)
     differing, common = {}, {}
-    for name in dict.fromkeys(name for flats in runs_of.values() for flat in flats for name in flat):
-        values = [list(dict.fromkeys(flat.get(name, "–") for flat in flats)) for flats in runs_of.values()]
+    for name in dict.fromkeys(name for own in runs_of.values() for texts in own for name in texts):
+        values = [list(dict.fromkeys(texts.get(name, "–") for texts in own)) for own in runs_of.values()]
         if len({value for some in values for value in some}) > 1:
             differing[name] = [", ".join(some) for some in values]
         else:

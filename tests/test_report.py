@@ -256,6 +256,22 @@ def test_two_datasets_are_compared_each_on_its_own(tmp_path):
     assert page.text.index("bald is worse") < page.text.index("phantom: what was found") < page.text.index("is better")
 
 
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_words_stand_out_from_the_page(page, scheme):
+    """A contrast of 4.5 or more: WCAG 2.2, https://www.w3.org/TR/WCAG22/#contrast-minimum"""
+    colours = dict(re.findall(r"--(\w+): #(\w+)", re.findall(r":root \{.*?\}", page.style)[scheme]))
+
+    def luminance(colour):
+        digits = "".join(2 * c for c in colour) if len(colour) == 3 else colour
+        values = np.array([int(digits[k : k + 2], 16) / 255 for k in (0, 2, 4)])
+        linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+        return linear @ [0.2126, 0.7152, 0.0722] + 0.05
+
+    for words, behind in itertools.product(("text", "soft", "good", "bad", "link"), ("page", "box")):
+        ratio = luminance(colours[words]) / luminance(colours[behind])
+        assert max(ratio, 1 / ratio) >= 4.5, (words, behind)
+
+
 def test_gallery_is_bounded_and_says_what_is_left_out(page):
     assert len(page.all("img")) == 6 and "6 of 30 query pictures are here" in page.text
     alts = [image["alt"] for image in page.all("img")]
@@ -345,7 +361,7 @@ def test_settings_that_differ_and_those_that_do_not(study, page):
         "mc_iters": "2", "query": "2", "threads": "1", "unet.p": "0.1", "unet.width": "2"
     }  # fmt: skip
     assert ["unet.width", "2"] in next(table for table in page.tables if table[0] == ["setting", "value"])
-    assert ["phantom", "train", "16", "a" * 64] in page.tables[-1] and "AskMask 0.1.0" in page.text
+    assert ["phantom", "train", "16", "a" * 64] in page.tables[-1] and "AskMask0.1.0" in page.text
 
 
 @pytest.mark.parametrize(
