@@ -33,6 +33,8 @@ def report(source, baseline="random", margin=0.0):
     `margin` is the largest difference in Dice that does not matter, as statistics.compare takes it. A study that
     cannot be compared is a page that says why. Raises Refused if there is no evaluated run or a file is damaged.
     """
+    if not source.is_dir():
+        raise Refused(f"{source} is not a folder of results: run active.py first.")
     frame = runs.load(source)
     books = {path.parent: ledger.read(path.parent) for path in inside(source, "ledger.jsonl")}
     books = {folder: events for folder, events in books.items() if any(e["event"] == "evaluated" for e in events)}
@@ -125,7 +127,7 @@ def compare(frame, baseline, margin):
 def starts_alike(frame):
     """Whether the first Dice of every run is the same for all methods, bit for bit."""
     first = frame[(frame["cycle"] == 0) & (frame["label"] != statistics.CEILING)]
-    return bool((first.groupby("run")["test.dice"].nunique() == 1).all())
+    return (first.groupby("run")["test.dice"].nunique() == 1).all()
 
 
 def curves(frame, dataset):
