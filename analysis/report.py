@@ -170,7 +170,9 @@ def gallery(source, books):
             some = sorted({0, len(pictured) // 2, len(pictured) - 1})
             chosen += [(*pictured[k], settings) for k in some]
     shown = [picture(*one) for one in chosen[:PICTURES]]
-    return shown, f"{len(shown)} of {found} query pictures are here: the first, middle and last query of a first run."
+    line = f"{len(shown)} of {found} query pictures are here: the first, middle and last query of a method's first run."
+    left = sorted({settings["label"] for *_, settings in chosen} - {one["label"] for one in shown})
+    return shown, line + (f" There was no room for {', '.join(left)}." if left else "")
 
 
 def picture(path, event, settings):
@@ -221,7 +223,9 @@ def count(value):
 def pack(source, page, tables):
     """Bytes of a zip file, the same for the same study: PACKED files of `source`, the page and the tables."""
     entries = {path.relative_to(source).as_posix(): path.read_bytes() for p in PACKED for path in inside(source, p)}
-    entries |= {"report.html": page} | {name: table.to_csv(index=False).encode() for name, table in tables.items()}
+    entries |= {"report.html": page} | {
+        name: table.to_csv(index=False).encode(errors="replace") for name, table in tables.items()
+    }
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for name in sorted(entries):

@@ -290,7 +290,8 @@ def test_large_studies_stay_small(tmp_path):
             (place / "queries" / f"cycle_{cycle:03d}.png").write_bytes(drawn.getvalue())
     text, _ = report(tmp_path)
     page = Page(text)
-    assert len(page.all("img")) == PICTURES == 24 and "24 of 27" in page.text
+    assert len(page.all("img")) == PICTURES == 24 and "24 of 27 query pictures" in page.text
+    assert "There was no room for m8." in page.text
     assert len(text.encode()) < 10e6 and all(int(image["width"]) <= WIDTH for image in page.all("img"))
     assert max(len(table) for table in page.tables if table[0][0] == "image") == LISTED + 1
     assert "And 12 more, in the ledger." in page.text
