@@ -7,6 +7,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
+
+from experiments.ledger import read
 
 # Okabe & Ito's colours, told apart by colour-blind readers; markers tell the methods apart without colour
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -24,29 +27,49 @@ def read_curves(folder):
     return dict(curves)
 
 
-def learning_curves(curves, constant=None):
-    """A Figure: thin lines are runs, thick lines their means where the budgets agree, dashed is full supervision."""
-    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
+def constant_dice(ledgers):
+    """What calling every test pixel foreground scores by these ledgers (lists of events); None if they do not agree."""
+    said = {events[0].get("constant_dice") for events in ledgers if events}
+    return said.pop() if len(said) == 1 else None
+
+
+def learning_curves(curves, constant=None, size=(7, 4.2)):
+    """A Figure of `size` in inches: thick lines are means over runs where the budgets agree.
+
+    Three or more runs have a band, the 95 % t interval of their mean; fewer are thin lines. Dashed is full supervision.
+    """
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     axis = figure.add_subplot()
     full = [dice[-1] for _, dice in curves.get("full", [])]
     if full:
-        axis.axhline(np.mean(full), color="0.3", linestyle="--", linewidth=1.2, label="all training labels")
+        axis.axhline(np.mean(full), color="black", linestyle="--", linewidth=1.2, label="all training labels")
     for k, (label, runs) in enumerate((label, runs) for label, runs in curves.items() if label != "full"):
-        style = {"color": COLOURS[k % len(COLOURS)], "marker": MARKERS[k % len(MARKERS)]}
-        paired = len({tuple(images) for images, _ in runs}) == 1
-        plain = label.replace("$", r"\$")  # a label is no formula
-        name = f"{plain} ({len(runs)} run{'s' * (len(runs) > 1)})"
-        if paired:
-            axis.plot(runs[0][0], np.mean([dice for _, dice in runs], axis=0), **style, linewidth=2.2, label=name)
-        for images, dice in runs if len(runs) > 1 or not paired else []:
-            axis.plot(images, dice, color=style["color"], linewidth=0.8, alpha=0.5, label=None if paired else name)
+        draw(axis, label, runs, COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)])
     if constant is not None:
-        axis.axhline(constant, color="0.6", linestyle=":", linewidth=1.2, label="calling everything foreground")
+        axis.axhline(constant, color="black", linestyle=":", linewidth=1.2, label="calling everything foreground")
     axis.set(xlabel="labelled images", ylabel="mean test Dice")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
+
+
+def draw(axis, label, runs, colour, marker):
+    """One method: `runs` are (labelled images (E,), mean test Dice (E,)) each."""
+    name = f"{label} ({len(runs)} run{'s' * (len(runs) > 1)})".replace("$", r"\$")
+    paired = len({tuple(images) for images, _ in runs}) == 1
+    if paired:
+        images, dice = runs[0][0], np.array([dice for _, dice in runs])
+        mean = dice.mean(axis=0)
+        axis.plot(images, mean, color=colour, marker=marker, linewidth=2.2, label=name)
+        if len(runs) >= 3:
+            half = stats.t.isf(0.025, len(runs) - 1) * stats.sem(dice, axis=0)
+            low, high = np.clip([mean - half, mean + half], 0, 1)  # Dice has no other values
+            axis.fill_between(images, low, high, color=colour, alpha=0.15, linewidth=0)
+    if not paired or len(runs) == 2:
+        thin = {"color": colour, "linewidth": 0.8, "alpha": 0.5, "marker": None if paired else marker}
+        for k, (images, dice) in enumerate(runs):
+            axis.plot(images, dice, **thin, label=None if paired or k else name)
 
 
 if __name__ == "__main__":
@@ -57,5 +80,6 @@ if __name__ == "__main__":
     found = read_curves(arguments.results)
     if not found:
         sys.exit(f"{arguments.results} holds no <label>_<run>.npy with its folder: run active.py first.")
-    learning_curves(found).savefig(arguments.output)
+    constant = constant_dice(read(path.parent) for path in arguments.results.glob("*/ledger.jsonl"))
+    learning_curves(found, constant).savefig(arguments.output)
     print(arguments.output)

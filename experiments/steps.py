@@ -114,7 +114,11 @@ def initial(state):
     if event is None:
         pool = pool_of(state, range(len(state.train)), 0)
         queries, _ = ask(state.parts["initial"], state.parts["batch"], pool, state.config["start"], state.at("initial"))
-        named = {"classes": state.parts["dataset"].CLASSES, "test": state.test.ids if state.test else []}
+        named = {
+            "classes": state.parts["dataset"].CLASSES,
+            "test": state.test.ids if state.test else [],
+            "constant_dice": state.run.info.get("constant_dice"),
+        }
         event = state.book.append("start", queries=queries, **named)
     return event["queries"]
 

@@ -1,0 +1,264 @@
+"""A study as one page that opens anywhere: `python -m analysis.report results -o report.html --zip study.zip`.
+
+The page asks for nothing from outside: pictures, curves and style are in it. `--zip` packs what a colleague needs to
+check the numbers, without images: ledgers, arrays, timing, tables and the page.
+"""
+
+import argparse
+import base64
+import io
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import jinja2
+import pandas as pd
+from matplotlib import rc_context
+from PIL import Image
+
+from analysis import plots, runs, statistics
+from experiments import ledger
+from experiments.errors import Refused
+
+PACKED = ("ledger.jsonl", "timing.jsonl", "*.npy", "queries/*.csv")
+PICTURES = 24  # at most, in the gallery
+WIDTH = 1200  # of a picture in the page, at most
+LISTED = 8  # queries of a cycle: as many as its picture shows
+
+
+def report(source, baseline="random", margin=0.0):
+    """(HTML, {file name: DataFrame}) of the study in the folder `source`, searched with its subfolders.
+
+    `margin` is the largest difference in Dice that does not matter, as statistics.compare takes it. A study that
+    cannot be compared is a page that says why. Raises Refused if there is no evaluated run or a file is damaged.
+    """
+    if not source.is_dir():
+        raise Refused(f"{source} is not a folder of results: run active.py first.")
+    frame = runs.load(source)
+    books = {path.parent: ledger.read(path.parent) for path in inside(source, "ledger.jsonl")}
+    books = {folder: events for folder, events in books.items() if any(e["event"] == "evaluated" for e in events)}
+    tested = "test.dice" in frame
+    frame = frame if tested else frame.assign(**{"test.dice": float("nan")})
+    classes = per_class(runs.load(source, per_image=True)) if books and tested else pd.DataFrame({"dataset": []})
+    studies, tables = [], {"curves.csv": frame}
+    for number, (dataset, group) in enumerate(frame.groupby("dataset"), 1):
+        ends, verdicts, missing = compare(group, baseline, margin)
+        constant = plots.constant_dice(e for e in books.values() if e[0]["settings"]["dataset"] == dataset)
+        studies.append(
+            {
+                "dataset": dataset,
+                "about": about(group),
+                "ends": ends,
+                "verdicts": verdicts,
+                "missing": missing,
+                "paired": starts_alike(group),
+                "curves": curves(group, dataset, constant),
+                "budgets": statistics.per_budget(group).reset_index(),
+                "penalties": statistics.penalty_matrix(group) if verdicts is not None else None,
+                "classes": classes[classes["dataset"] == dataset],
+            }
+        )
+        if verdicts is not None:
+            tables[f"verdicts_{number}.csv"] = verdicts
+    from analysis import reproduce  # torch takes seconds to import
+
+    pictures, pictured = gallery(source, books)
+    page = template().render(
+        studies=studies,
+        baseline=baseline,
+        margin=margin,
+        pictures=pictures,
+        pictured=pictured,
+        settings=reproduce.settings(books.values()),
+        commands=[reproduce.command(events) for events in books.values()],
+        data=reproduce.fingerprints(books.values()),
+        made_with=reproduce.made_with(),
+    )
+    return page, tables
+
+
+def template():
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {f.__name__: f for f in (number, spread, signed, probability, count)}
+    return environment.get_template("report.html.j2")
+
+
+def inside(source, pattern):
+    """Files under `source` that match, sorted, without those that a link leads to from elsewhere."""
+    root = source.resolve()
+    found = source.rglob(pattern)
+    return sorted(p for p in found if p.is_file() and p.resolve() == root / p.relative_to(source))
+
+
+def about(frame):
+    """What was studied on one dataset, as {what: text}."""
+    full = frame[frame["label"] == statistics.CEILING]
+    active = full if len(full) == len(frame) else frame.drop(full.index)
+    runs_of, images, ceiling = active.groupby("label")["run"].nunique(), active["images"], full["test.dice"]
+    text = {
+        "methods": ", ".join(runs_of.index),
+        "runs of each": " to ".join(str(n) for n in sorted({runs_of.min(), runs_of.max()})),
+        "budget": f"{images.min():.0f} to {images.max():.0f} labelled images, {active['cycle'].max()} queries",
+        "model": ", ".join(frame["model"].unique()),
+        "batch": ", ".join(active["batch"].unique()),
+    }
+    if len(full):
+        text["all labels"] = f"test Dice {spread(ceiling.mean(), ceiling.std())}, runs: {len(full)}"
+    return text
+
+
+def compare(frame, baseline, margin):
+    """(endpoints by method, verdict table, what is missing for one) of a dataset; what there is none of is None."""
+    ends = None
+    try:
+        ends = statistics.endpoints(frame).groupby("label", as_index=False)
+        ends = ends.agg(runs=("run", "size"), aubc=("aubc", "mean"), sd_ddof1=("aubc", "std"), final=("final", "mean"))
+        return ends, statistics.compare(frame, baseline, margin), ""
+    except Refused as error:
+        return ends, None, str(error)
+
+
+def starts_alike(frame):
+    """Whether the first Dice of every run is the same for all methods, bit for bit."""
+    first = frame[(frame["cycle"] == 0) & (frame["label"] != statistics.CEILING)]
+    return (first.groupby("run")["test.dice"].nunique() == 1).all()
+
+
+def curves(frame, dataset, constant):
+    """The learning curves as SVG whose text and lines take the page's colour; None without test Dice."""
+    found = {}
+    for (label, _), run in frame.dropna(subset="test.dice").groupby(["label", "run"]):
+        found.setdefault(label, []).append((run["images"].to_numpy(), run["test.dice"].to_numpy()))
+    if not found:
+        return None
+    svg = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": dataset}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # missing here, but the browser has fonts of its own
+        figure = plots.learning_curves(found, constant, size=(5.4, 3.9))
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    text = svg.getvalue()
+    return text[text.index("<svg") :].replace("#000000", "currentColor")
+
+
+def per_class(frame):
+    """Dice and IoU of each class after the last query: the mean over test images, then mean and SD over runs."""
+    last = frame[frame["cycle"] == frame.groupby(["dataset", "label", "run"])["cycle"].transform("max")]
+    by_run = last.groupby(["dataset", "label", "class", "run"], sort=False)[["dice", "iou"]].mean()
+    table = by_run.groupby(["dataset", "label", "class"], sort=False).agg(["mean", "std"])
+    table.columns = ["_".join(names) for names in table.columns]
+    return table.reset_index()
+
+
+def gallery(source, books):
+    """(pictures, a line that says which are left out): of each method's first run the first, middle and last query."""
+    found, chosen, methods = 0, [], set()
+    for folder, events in books.items():
+        queried = [e for e in events if e["event"] == "queried"]
+        files = {path.name: path for path in inside(folder, "queries/cycle_*.png")}
+        pictured = [(files[name], e) for e in queried if (name := f"cycle_{e['cycle']:03d}.png") in files]
+        found += len(pictured)
+        settings = events[0]["settings"]
+        method = (settings["dataset"], settings["label"])
+        if pictured and method not in methods:
+            methods.add(method)
+            some = sorted({0, len(pictured) // 2, len(pictured) - 1})
+            chosen += [(*pictured[k], settings) for k in some]
+    shown = [picture(*one) for one in chosen[:PICTURES]]
+    line = f"{len(shown)} of {found} query pictures are here: the first, middle and last query of a method's first run."
+    left = sorted({settings["label"] for *_, settings in chosen} - {one["label"] for one in shown})
+    return shown, line + (f" There was no room for {', '.join(left)}." if left else "")
+
+
+def picture(path, event, settings):
+    """One query for the page: the picture as a data URL, None if the file is no PNG or larger than Pillow trusts."""
+    url, size = None, None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=["PNG"]) as png:
+                image = png.convert("RGB")
+        image.thumbnail((WIDTH, WIDTH))
+        webp = io.BytesIO()
+        image.save(webp, "WEBP", quality=75)
+        url, size = f"data:image/webp;base64,{base64.b64encode(webp.getvalue()).decode()}", image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError):
+        pass  # the page says so
+    return {
+        "url": url,
+        "size": size,
+        "queries": event["queries"][:LISTED],
+        "more": len(event["queries"][LISTED:]),
+        "cycle": event["cycle"],
+        **{key: settings[key] for key in ("dataset", "label", "heuristic", "run")},
+    }
+
+
+def number(value, digits=3):
+    """Text of a number, a dash for none."""
+    return "–" if pd.isna(value) else f"{value:.{digits}f}"
+
+
+def spread(mean, sd):
+    return number(mean) if pd.isna(sd) else f"{number(mean)} ± {number(sd)}"
+
+
+def signed(value):
+    return "–" if pd.isna(value) else f"{value:+.3f}".replace("-", "−")
+
+
+def probability(value):
+    return "< 0.001" if value < 0.001 else number(value)
+
+
+def count(value):
+    return "–" if pd.isna(value) else f"{value:.0f}" if value < statistics.MOST_RUNS else "countless"
+
+
+def pack(source, page, tables):
+    """Bytes of a zip file, the same for the same study: PACKED files of `source`, the page and the tables."""
+    entries = {path.relative_to(source).as_posix(): path.read_bytes() for p in PACKED for path in inside(source, p)}
+    entries |= {"report.html": page} | {
+        name: table.to_csv(index=False).encode(errors="replace") for name, table in tables.items()
+    }
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        for name in sorted(entries):
+            file.writestr(zipfile.ZipInfo(name), entries[name], zipfile.ZIP_DEFLATED)  # dated 1980, as no clock is read
+    return buffer.getvalue()
+
+
+def save(path, data):
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise Refused(f"{path} cannot be written ({error.strerror}): give another name.") from error
+    print(path)
+
+
+def main(words=None):
+    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="a results folder, searched with its subfolders")
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
+    parser.add_argument("--baseline", default="random", help="the method that the others are compared with")
+    parser.add_argument("--margin", type=float, default=0.0, help="the largest difference in Dice that does not matter")
+    parser.add_argument("--zip", type=Path, metavar="FILE", help="pack the study too, without its images")
+    given = parser.parse_args(words)
+    try:
+        page, tables = report(given.results, given.baseline, given.margin)
+        page = page.encode(errors="replace")  # a file name need not be Unicode
+        save(given.output, page)
+        if given.zip:
+            save(given.zip, pack(given.results, page, tables))
+    except Refused as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What runs were made from, told by their ledgers: command lines, settings, data; and the versions at hand."""
+
+import json
+import shlex
+import subprocess
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+from sacred.utils import iterate_flattened
+
+import active
+from experiments import components
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "baal", "sacred", "numpy", "scipy", "pandas", "monai", "scikit-image")
+SAID = ("dataset", "heuristic", "run")  # settings that are named even where they are the default
+
+
+def command(events):
+    """`python active.py with ...` for the events of one ledger; where data and results lie is left to the reader.
+
+    Named is what differs from the defaults of the code at hand, so the line is right for this version.
+    """
+    settings = complete(events)
+    usual, program = defaults(settings), "active.py"
+    if all(settings[key] == value for key, value in active.CEILING.items() if key != "start"):
+        program, settings = "active.py full", {k: v for k, v in settings.items() if k not in active.CEILING}
+    said = {key: settings[key] for key in SAID}
+    changed = {k: v for k, v in flat(settings).items() if k not in SAID and (k not in usual or usual[k] != v)}
+    return f"python {program} with " + shlex.join(f"{k}={literal(v)}" for k, v in (said | changed).items())
+
+
+def complete(events):
+    """The settings as the run had them, `cycles` too, which may grow and so is not among the ledger's."""
+    return events[0]["settings"] | {"cycles": sum(e["event"] == "evaluated" for e in events) - 1}
+
+
+def defaults(settings):
+    """{dotted name: default} given the components and the run; a component that is gone has none."""
+    usual = components.defaults(active.ex, {key: settings[key] for key in SAID})
+    sections = {ingredient.path: ingredient for ingredient in active.ex.always}
+    for entry in components.FOLDERS:
+        if settings[entry] in components.names(entry):
+            sections[settings[entry]] = components.load(entry, settings[entry]).ingredient
+    return flat(usual | {path: components.defaults(part) for path, part in sections.items()})
+
+
+def flat(settings):
+    """{dotted name: value}, without sections that have no settings."""
+    return {key: value for key, value in iterate_flattened(settings) if value != {}}
+
+
+def literal(value):
+    """A value as Sacred's command line reads it back: a Python literal, or a word that is none."""
+    if isinstance(value, str):
+        word = value.isidentifier() and value not in ("True", "False", "None")
+        return value if word else json.dumps(value, ensure_ascii=False)
+    return repr(value)
+
+
+def settings(books):
+    """(methods, {name: values by method} of settings that differ between runs, {name: value} of all others)."""
+    runs_of = {}
+    for events in books:
+        texts = {key: str(value) for key, value in flat(complete(events)).items()}
+        runs_of.setdefault(texts["label"], []).append(texts)
+    differing, common = {}, {}
+    for name in dict.fromkeys(name for own in runs_of.values() for texts in own for name in texts):
+        values = [list(dict.fromkeys(texts.get(name, "–") for texts in own)) for own in runs_of.values()]
+        if len({value for some in values for value in some}) > 1:
+            differing[name] = [", ".join(some) for some in values]
+        else:
+            common[name] = values[0][0]
+    return list(runs_of), differing, common
+
+
+def fingerprints(books):
+    """{(dataset, split, sha256): number of runs} of the images that were used."""
+    found = {}
+    for start in (events[0] for events in books):
+        for split, fingerprint in zip(("train", "val", "test"), start["data"], strict=False):
+            if fingerprint:
+                key = (start["settings"]["dataset"], split, fingerprint)
+                found[key] = found.get(key, 0) + 1
+    return found
+
+
+def made_with():
+    """{package: version} of what made this page; a ledger does not say what made its run."""
+    own = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    if (ROOT / ".git").exists():
+        line = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+        try:
+            said = subprocess.run(line, capture_output=True, text=True, check=True, timeout=10)
+            own += f", commit {said.stdout.strip()}"
+        except (OSError, subprocess.SubprocessError):
+            pass  # git is not installed, or has no commit here
+    return {"AskMask": own} | {name: version(name) for name in PACKAGES}
