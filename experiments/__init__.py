@@ -20,6 +20,11 @@ class _Later(ModuleType):
     has just made, not a second copy of it.
     """
 
+    find_distributions = None  # importlib.metadata asks every finder for it, munch at import: no reason to load
+
+    def invalidate_caches(self):
+        """Nothing is cached; asked of every finder too."""
+
     def __getattr__(self, name):
         if sys.modules[self.__name__] is self:
             del sys.modules[self.__name__]
