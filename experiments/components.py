@@ -100,6 +100,9 @@ class SelectiveExperiment(Experiment):
         options=None,
     ):
         """As Sacred's; from a command line (`options`) errors of the user are one line and an exit code."""
+        if options and options.get("--mongo_db"):
+            config_updates = {"mongo_url": _url(options["--mongo_db"]), **(config_updates or {})}
+        options = options and {**options, "--mongo_db": None, "UPDATE": []}  # kept in meta.config_updates, masked
         try:
             return super().run(command_name, config_updates, named_configs, info, meta_info, options)
         except Refused as error:
@@ -125,8 +128,6 @@ class SelectiveExperiment(Experiment):
             updates["mongo_url"] = _without_password(url)
         run = super()._create_run(command_name, updates, named_configs, *rest)
         self.check(run.config, self.components)
-        if run.meta_info["options"].get("--mongo_db"):
-            run.meta_info["options"]["--mongo_db"] = _without_password(run.meta_info["options"]["--mongo_db"])
         run.observers += self.observe(run.config, url, run.meta_info["command"])
         return run
 
@@ -198,6 +199,12 @@ def _mistyped(default, value):
     if type(default) is float:
         return type(value) not in (int, float)
     return type(value) is not type(default)
+
+
+def _url(option):
+    """The mongo_url that Sacred's `-m [HOST:PORT:]DATABASE` means."""
+    *host, database = option.split(":") if "://" not in option else ["", ""]
+    return f"mongodb://{':'.join(host) or '127.0.0.1:27017'}/{database}" if database else option
 
 
 def _without_password(url):
