@@ -78,7 +78,8 @@ class SelectiveExperiment(Experiment):
         observe=lambda config, url, command: [],
         **kwargs,
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, base_dir=str(ROOT), **kwargs)
+        self.add_source_file(str(ROOT / "active.py"))  # Sacred looks at who calls the line above
         self.always, self.fractions = list(self.ingredients), set(fractions)
         self.check, self.observe = check, observe
         self.components = {}
