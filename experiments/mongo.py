@@ -19,6 +19,7 @@ from experiments.components import ROOT
 from experiments.errors import Refused
 from experiments.record import measured, records, settle
 
+ANSWER = 4  # seconds in which a server says that it is there
 CHUNK = 2**23  # bytes; Omniboard shows no more of a picture than its first chunk
 LOGIN = (13, 18)  # the server's codes for Unauthorized and AuthenticationFailed
 TIMES = ("start_time", "heartbeat", "stop_time")
@@ -27,13 +28,13 @@ TIMES = ("start_time", "heartbeat", "stop_time")
 @contextmanager
 def opened(url, seconds):
     """The database that `url` names, `sacred` if it names none; what is done with it may take `seconds` in all."""
-    limit = min(1000 * seconds, 3000)
-    url = url if "://" in url else f"mongodb://{url}"
     try:
-        client = pymongo.MongoClient(url, serverSelectionTimeoutMS=limit, connectTimeoutMS=limit)
+        client = pymongo.MongoClient(url if "://" in url else f"mongodb://{url}")
     except (ConfigurationError, ValueError) as error:  # whose message may quote the password
         raise Refused(f"mongo_url is no address of a MongoDB ({type(error).__name__})") from None
     with pymongo.timeout(seconds), client:
+        with pymongo.timeout(ANSWER):
+            client.admin.command("ping")
         yield client.get_default_database("sacred")
 
 

@@ -20,7 +20,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from experiments import mongo as projection
-from experiments import steps, sync
+from experiments import observers, steps, sync
 from experiments.errors import Refused, Terminated
 from experiments.record import LARGEST
 
@@ -149,7 +149,8 @@ def test_odd_urls_are_no_leak(smoke, tmp_path, capfd, url):
     assert "secret" not in "".join(capfd.readouterr()) and contains(tmp_path, b"secret") == []
 
 
-def test_mongo_record(mongo, smoke, tmp_path):
+def test_mongo_record(mongo, smoke, patience, tmp_path):
+    patience()
     url = f"mongodb://127.0.0.1:{mongo}/record"
     run = smoke(mongo_url=url, runs_dir=str(tmp_path / "runs"), tags="pilot, two words")
     join_heartbeat(run)
@@ -170,7 +171,8 @@ def test_mongo_record(mongo, smoke, tmp_path):
     assert (tmp_path / "runs" / run._id / "metrics.json").is_file()
 
 
-def test_mongo_numbers_runs_and_defaults_to_sacred(mongo, smoke, tmp_path):
+def test_mongo_numbers_runs_and_defaults_to_sacred(mongo, smoke, patience, tmp_path):
+    patience()
     smoke(mongo_url=f"mongodb://127.0.0.1:{mongo}", cycles=0, label="one")
     smoke(mongo_url=f"127.0.0.1:{mongo}", cycles=0, label="two")
     with opened(f"mongodb://127.0.0.1:{mongo}/sacred") as database:
@@ -178,13 +180,17 @@ def test_mongo_numbers_runs_and_defaults_to_sacred(mongo, smoke, tmp_path):
     assert labels == {1: ("one", "COMPLETED"), 2: ("two", "COMPLETED")}
 
 
-def test_command_line_keeps_no_password_and_knows_sacreds_option(experiment, phantom_root, mongo, tmp_path, capfd):
+def test_command_line_keeps_no_password_and_knows_sacreds_option(
+    experiment, phantom_root, mongo, patience, tmp_path, capfd
+):
     handler = signal.getsignal(signal.SIGTERM)
     words = [f"{k}={v}" for k, v in settings(phantom_root, tmp_path / "results", cycles=0).items()]
     try:
         for option in ([], ["-m", f"127.0.0.1:{mongo}:option"]):
             url = [] if option else [f"mongo_url=mongodb://user:secret@127.0.0.1:{free_port()}/x"]
             label = f"label=with{len(option)}"
+            if option:
+                patience()
             experiment.run_commandline(["active.py", *option, "-c", "a note", "with", "smoke", *words, *url, label])
     finally:
         signal.signal(signal.SIGTERM, handler)
@@ -194,6 +200,17 @@ def test_command_line_keeps_no_password_and_knows_sacreds_option(experiment, pha
     assert runs == {"with0": "a note", "with2": "a note"}  # the second run brings the first one along
     assert "***" in kept and "secret" not in kept + "".join(capfd.readouterr())
     assert contains(tmp_path, b"***") and contains(tmp_path, b"secret") == []
+
+
+@pytest.fixture
+def patience(monkeypatch):
+    """patience(): the database has minutes to answer, for tests of what it then holds, on whatever machine."""
+
+    def grant():
+        for module, name in ((observers, "ATTEMPT"), (observers, "PATIENCE"), (projection, "ANSWER")):
+            monkeypatch.setattr(module, name, 300)
+
+    return grant
 
 
 @pytest.fixture
@@ -210,9 +227,7 @@ def disturbed(smoke, tmp_path, undisturbed, capsys, monkeypatch):
 
             monkeypatch.setattr(steps, step, outer)
         capsys.readouterr()
-        began = time.monotonic()
         ended = smoke(mongo_url=url)
-        assert time.monotonic() - began < 120
         join_heartbeat(ended)
         assert ended.status == "COMPLETED" and ended.result == events(undisturbed)[-1]["metrics"]["test.dice"]
         assert ledger_bytes(tmp_path / "results") == ledger_bytes(undisturbed)
@@ -273,7 +288,7 @@ def test_absent_at_start(disturbed, mongo, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["never back", "back"])
-def test_killed_mid_run(disturbed, tmp_path, capsys, back):
+def test_killed_mid_run(disturbed, patience, tmp_path, capsys, back):
     port, folder, servers = free_port(), tmp_path / "db", []
     url = f"mongodb://127.0.0.1:{port}/killed"
     folder.mkdir()
@@ -295,6 +310,7 @@ def test_killed_mid_run(disturbed, tmp_path, capsys, back):
             state.run._emit_heartbeat()
         if back:
             start(state)
+            patience()
 
     start(None)
     try:
@@ -341,35 +357,34 @@ def test_slow(disturbed, relay, mongo, tmp_path, capsys):
 @pytest.mark.parametrize("collection", ["runs", "metrics", "fs.chunks", "fs.files"])
 def test_acknowledgement_lost(disturbed, relay, mongo, tmp_path, capsys, collection):
     """The server does what it is asked to write, the client never hears of it and cannot ask again in this run."""
-    words = [
-        f"\x02{do}\0{struct.pack('<i', len(collection) + 1).decode()}{collection}\0" for do in ("insert", "update")
-    ]
+    length = chr(len(collection) + 1) + 3 * "\0"
+    words = [f"\2{do}\0{length}{collection}\0".encode() for do in ("insert", "update")]  # as BSON has it
     lost = []
 
     def asked(data):
-        if any(word.encode() in data for word in words):
+        if any(word in data for word in words):
             lost.append(data)
         relay.answered = hang_up if lost else relay.answered
 
-    relay.asked = asked
-    [line] = disturbed(f"mongodb://127.0.0.1:{relay.own}/lost_{collection}")
+    relay.asked, name = asked, f"lost_{collection.replace('.', '_')}"
+    [line] = disturbed(f"mongodb://127.0.0.1:{relay.own}/{name}")
     assert line.startswith("MongoDB does not answer") and lost
-    assert_sync_levels(capsys, f"mongodb://127.0.0.1:{mongo}/lost_{collection}", tmp_path / "results")
+    assert_sync_levels(capsys, f"mongodb://127.0.0.1:{mongo}/{name}", tmp_path / "results")
 
 
 def test_too_large(disturbed, mongo, tmp_path, capsys):
     def swell(state):
-        state.run.info["huge"] = "x" * 17_000_000
-        print("first" + "y" * 17_000_000 + "last")
+        state.run.info["huge"] = "x" * 17_000_000  # MongoDB takes 16 MB
+        print("first" + "y" * 2 * LARGEST + "last")
 
     url = f"mongodb://127.0.0.1:{mongo}/large"
-    assert disturbed(url, conclude=swell) == []
+    disturbed(url, conclude=swell)
+    assert_sync_levels(capsys, url, tmp_path / "results")
     with opened(url) as database:
         [run] = database.runs.find()
-        assert len(run["captured_out"]) < 2 * LARGEST and "characters left out" in run["captured_out"]
-        assert "first" in run["captured_out"] and "last" in run["captured_out"]
-        assert run["info"]["huge"].startswith("left out")
-    assert_sync_levels(capsys, url, tmp_path / "results")
+    assert len(run["captured_out"]) < 1.1 * LARGEST and "characters left out" in run["captured_out"]
+    assert "firsty" in run["captured_out"] and "ylast" in run["captured_out"]
+    assert run["info"]["huge"].startswith("left out") and run["status"] == "COMPLETED"
 
 
 def test_a_document_that_cannot_be_stored_keeps_no_other_out(smoke, mongo, tmp_path, capsys):
@@ -387,7 +402,7 @@ def test_a_document_that_cannot_be_stored_keeps_no_other_out(smoke, mongo, tmp_p
         assert [run["config"]["label"] for run in database.runs.find()] == ["bald"]
 
 
-def test_authentication(disturbed, tmp_path, capfd):
+def test_authentication(disturbed, tmp_path, capsys):
     port, folder = free_port(), tmp_path / "db"
     folder.mkdir()
     server = start_mongod(folder, port, "--auth")
@@ -399,7 +414,7 @@ def test_authentication(disturbed, tmp_path, capfd):
         results = tmp_path / "results"
         with pytest.raises(Refused, match="set --mongo_url"):
             sync.main(results, "")
-        assert_sync_levels(capfd, f"mongodb://user:secret@127.0.0.1:{port}/auth?authSource=admin", results)
+        assert_sync_levels(capsys, f"mongodb://user:secret@127.0.0.1:{port}/auth?authSource=admin", results)
         with opened(f"mongodb://user:secret@127.0.0.1:{port}/auth?authSource=admin") as database:
             assert "***" in repr(dump(database)) and "secret" not in repr(dump(database))
     finally:
@@ -408,7 +423,8 @@ def test_authentication(disturbed, tmp_path, capfd):
     assert contains(results, b"***") and contains(results, b"secret") == []
 
 
-def test_failed_and_interrupted_runs_keep_what_they_said(smoke, disturbed, mongo, tmp_path, monkeypatch):
+def test_failed_and_interrupted_runs_keep_what_they_said(smoke, disturbed, mongo, patience, tmp_path, monkeypatch):
+    patience()
     url = f"mongodb://127.0.0.1:{mongo}/stopped"
     for error in (RuntimeError("boom"), Terminated("Terminated: the same command continues.")):
         with monkeypatch.context() as patch, pytest.raises(type(error)):
@@ -428,19 +444,21 @@ def raise_(error):
     raise error
 
 
-def test_killed_run_is_interrupted_once_the_command_is_repeated(smoke, phantom_root, longer, mongo, tmp_path):
+def test_killed_run_is_interrupted_once_the_command_is_repeated(smoke, phantom_root, longer, mongo, patience, tmp_path):
+    patience()
     url = f"mongodb://127.0.0.1:{mongo}/kill"
     process = command("smoke", cwd=tmp_path, **settings(phantom_root, "results", cycles=2, mongo_url=url))
     ledger = tmp_path / "results/bald_0/ledger.jsonl"
     with opened(url) as database:
-        while not (ledger.exists() and b"evaluated" in ledger.read_bytes() and database.runs.count_documents({})):
+        while not (ledger.exists() and b"evaluated" in ledger.read_bytes()):
             time.sleep(0.01)
             assert process.poll() is None, process.communicate()
         process.kill()
         process.communicate()
         steps = [e["images"] for e in events(tmp_path / "results") if e["event"] == "evaluated"]
         assert process.returncode == -signal.SIGKILL and len(steps) < 3
-        assert database.runs.find_one()["status"] == local(tmp_path / "results")[0]["status"] == "RUNNING"
+        assert [record["status"] for record in local(tmp_path / "results")] == ["RUNNING"]
+        assert [run["status"] for run in database.runs.find()] in ([], ["RUNNING"])
         smoke(cycles=2, mongo_url=url)
         killed, ended = database.runs.find().sort("start_time")
         assert (killed["status"], ended["status"]) == ("INTERRUPTED", "COMPLETED")
@@ -450,7 +468,8 @@ def test_killed_run_is_interrupted_once_the_command_is_repeated(smoke, phantom_r
     assert list(tmp_path.rglob("*.lock")) == []
 
 
-def test_a_finished_run_is_recorded_once_but_brought_level(smoke, mongo, tmp_path, capsys):
+def test_a_finished_run_is_recorded_once_but_brought_level(smoke, mongo, patience, tmp_path):
+    patience()
     smoke(cycles=0, label="first"), smoke(cycles=0)
     url = f"mongodb://127.0.0.1:{mongo}/finished"
     for _ in range(2):
