@@ -203,9 +203,13 @@ def _mistyped(default, value):
 
 
 def _url(option):
-    """The mongo_url that Sacred's `-m [HOST:PORT:]DATABASE` means."""
-    *host, database = option.split(":") if "://" not in option else ["", ""]
-    return f"mongodb://{':'.join(host) or '127.0.0.1:27017'}/{database}" if database else option
+    """The mongo_url that Sacred's `-m` means: DATABASE, HOST:PORT or HOST:PORT:DATABASE."""
+    host, _, database = option.rpartition(":")
+    if "://" in option:
+        return option
+    if database.isdigit():
+        host, database = option, "sacred"
+    return f"mongodb://{host or '127.0.0.1:27017'}/{database}"
 
 
 def _without_password(url):

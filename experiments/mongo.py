@@ -101,7 +101,7 @@ def documents(number, uid, evaluated, times):
 
 
 def upload(database, files):
-    """GridFS ids of these (name, content) pairs, None for content None; what is stored already stays as it is."""
+    """GridFS ids of these (name, content) pairs, nothing for no content; what is stored already stays as it is."""
     ids = [data and identity(name, digest(data)) for name, data in files]
     stored = {file["_id"] for file in database.fs.files.find({"_id": {"$in": ids}}, {"_id": 1})}
     store = gridfs.GridFS(database)

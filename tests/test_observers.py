@@ -20,7 +20,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from experiments import mongo as projection
-from experiments import observers, steps, sync
+from experiments import components, observers, steps, sync
 from experiments.errors import Refused, Terminated
 from experiments.record import LARGEST
 
@@ -438,6 +438,19 @@ def test_failed_and_interrupted_runs_keep_what_they_said(smoke, disturbed, mongo
     assert all("cycle 0/1: 2 images labelled" in run["captured_out"] for run in (failed, stopped, ended))
     assert "boom" in failed["fail_trace"][-1] and "Going on from" in ended["captured_out"]
     assert metrics == {failed["_id"]: [2], stopped["_id"]: [2], ended["_id"]: [2, 4]}
+
+
+@pytest.mark.parametrize(
+    "option, url",
+    [
+        ("study", "mongodb://127.0.0.1:27017/study"),
+        ("host:5", "mongodb://host:5/sacred"),
+        ("host:5:study", "mongodb://host:5/study"),
+        ("mongodb://user:secret@host/study", "mongodb://user:secret@host/study"),
+    ],
+)
+def test_sacreds_option_as_an_address(option, url):
+    assert components._url(option) == url
 
 
 def raise_(error):
