@@ -19,8 +19,8 @@ from conftest import ROOT, command, events, free_port, ledger_bytes, settings, s
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from experiments import mongo as projection
 from experiments import components, observers, steps, sync
+from experiments import mongo as projection
 from experiments.errors import Refused, Terminated
 from experiments.record import LARGEST
 
