@@ -9,6 +9,7 @@ from experiments import augment, evaluation, prediction, selection, steps, train
 from experiments.components import SelectiveExperiment
 from experiments.errors import Refused
 from experiments.observers import observers
+from experiments.record import kept_output
 
 CEILING = {"label": "full", "initial": "first", "start": 1.0, "cycles": 0}  # what the command `full` changes
 
@@ -65,6 +66,8 @@ def settings():
     results_dir = "results"
     runs_dir = "runs"  # Sacred's own record of the run in files, "" for none
     mongo_url = ""  # mongodb://... adds the run to a MongoDB, as Omniboard reads it
+    tensorboard_dir = ""  # TensorBoard's event files as well; needs tensorboardX
+    tags = ""  # words, with commas between, to find the run by in Omniboard; `-c "..."` adds a note
     checkpoint = "last"  # which cycles' weights to keep: last, all or none
     device = "auto"  # cpu, cuda:N or mps
     threads = 0  # of the CPU, 0 leaves it to torch; results are bitwise repeatable for one number of threads
@@ -84,7 +87,7 @@ def full(_config, _run):
 
 def learn(config, run):
     """One run, gone on with where its ledger ends; returns the last test Dice, None without test images."""
-    with steps.prepare(config, run, ex.components) as state:
+    with kept_output(run), steps.prepare(config, run, ex.components) as state:
         queries = steps.initial(state)
         for cycle in range(config["cycles"] + 1):
             steps.label(state, queries)

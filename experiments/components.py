@@ -78,7 +78,8 @@ class SelectiveExperiment(Experiment):
         observe=lambda config, url, command: [],
         **kwargs,
     ):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, base_dir=str(ROOT), **kwargs)
+        self.add_source_file(str(ROOT / "active.py"))  # Sacred looks at who calls the line above
         self.always, self.fractions = list(self.ingredients), set(fractions)
         self.check, self.observe = check, observe
         self.components = {}
@@ -100,6 +101,9 @@ class SelectiveExperiment(Experiment):
         options=None,
     ):
         """As Sacred's; from a command line (`options`) errors of the user are one line and an exit code."""
+        if options and options.get("--mongo_db"):
+            config_updates = {"mongo_url": _url(options["--mongo_db"]), **(config_updates or {})}
+        options = options and {**options, "--mongo_db": None, "UPDATE": []}  # kept in meta.config_updates, masked
         try:
             return super().run(command_name, config_updates, named_configs, info, meta_info, options)
         except Refused as error:
@@ -125,8 +129,6 @@ class SelectiveExperiment(Experiment):
             updates["mongo_url"] = _without_password(url)
         run = super()._create_run(command_name, updates, named_configs, *rest)
         self.check(run.config, self.components, run.meta_info["command"])
-        if run.meta_info["options"].get("--mongo_db"):
-            run.meta_info["options"]["--mongo_db"] = _without_password(run.meta_info["options"]["--mongo_db"])
         run.observers += self.observe(run.config, url, run.meta_info["command"])
         return run
 
@@ -198,6 +200,16 @@ def _mistyped(default, value):
     if type(default) is float:
         return type(value) not in (int, float)
     return type(value) is not type(default)
+
+
+def _url(option):
+    """The mongo_url that Sacred's `-m` means: DATABASE, HOST:PORT or HOST:PORT:DATABASE."""
+    host, _, database = option.rpartition(":")
+    if "://" in option:
+        return option
+    if database.isdigit():
+        host, database = option, "sacred"
+    return f"mongodb://{host or '127.0.0.1:27017'}/{database}"
 
 
 def _without_password(url):

@@ -18,7 +18,8 @@ import numpy as np
 from experiments.errors import Refused
 
 # settings that a continued run may change: where things lie and run, not what is computed
-FREE = {"results_dir", "runs_dir", "mongo_url", "device", "tags", "comment", "cycles", "root", "checkpoint", "noted"}
+FREE = {"results_dir", "runs_dir", "mongo_url", "tensorboard_dir", "tags", "device", "cycles", "root", "checkpoint"}
+FREE |= {"noted"}
 
 
 class Ledger:

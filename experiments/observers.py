@@ -1,39 +1,100 @@
-"""Where Sacred's record of a run goes: files in `runs_dir`, and MongoDB when `mongo_url` names one."""
+"""Where Sacred's record of a run goes: beside its ledger, as files into `runs_dir`, from there to MongoDB."""
 
 from pathlib import Path
+from threading import Event, Thread
+from time import monotonic
 
-from sacred.observers import FileStorageObserver
+from sacred.observers import FileStorageObserver, RunObserver
 
 from experiments.ledger import finished
+from experiments.record import Record, say
 
-TIMEOUT_MS = 3000  # a lost server may not hold up a run
+ATTEMPT = 4  # seconds that one exchange with the database may take
+PATIENCE = 9  # seconds that a run waits for it at its end: an exchange under way, and one more
+REST = 30  # seconds until a database that failed is asked again
 
 
 def observers(config, url, command):
-    """The observers of a run with this configuration; a run that is already finished is not recorded twice."""
+    """The observers of a run with this configuration; one that is already finished is not recorded again."""
     label, cycles = ("full", 0) if command == "full" else (config["label"], config["cycles"])
-    if finished(Path(config["results_dir"]) / f"{label}_{config['run']}", cycles):
-        return []
-    made = [FileStorageObserver(config["runs_dir"])] if config["runs_dir"] else []
-    return made + (mongo(url, config["results_dir"]) if url else [])
+    folder = Path(config["results_dir"]) / f"{label}_{config['run']}"
+    level = [Level(url, folder)] if url else []
+    if finished(folder, cycles):
+        return level
+    files = [FileStorageObserver(config["runs_dir"])] if config["runs_dir"] else []
+    if config["tensorboard_dir"]:
+        from experiments.tensorboard import TensorBoard  # optional
+
+        files.append(TensorBoard(config["tensorboard_dir"], folder))
+    return [Record(folder), *files, *level]
 
 
-def mongo(url, failure_dir):
-    """A MongoObserver for `url` (database `sacred` unless it names one); [] with one line if nobody answers."""
-    from pymongo import MongoClient
-    from pymongo.errors import PyMongoError
-    from pymongo.uri_parser import parse_uri
-    from sacred.observers import MongoObserver
+class Level(RunObserver):
+    """Brings the database level at each heartbeat, from a thread of its own: only the end of a run waits for it.
 
-    try:
-        if "://" not in url:
-            url = f"mongodb://{url}"
-        database = parse_uri(url)["database"] or "sacred"
-        with MongoClient(url, serverSelectionTimeoutMS=TIMEOUT_MS) as client:
-            client.admin.command("ping")
-    except (PyMongoError, ValueError) as error:
-        reason = type(error).__name__
-        print(f"MongoDB does not answer ({reason}): the run is recorded in files alone.", flush=True)
-        return []
-    folder = Path(failure_dir) / "mongo_failures"
-    return [MongoObserver(url=url, db_name=database, failure_dir=str(folder), serverSelectionTimeoutMS=TIMEOUT_MS)]
+    First the run's own folder, then, once, whatever an earlier run left in the results folder.
+    """
+
+    priority = 0  # after the record is written
+
+    def __init__(self, url, folder):
+        self.url, self.folder = url, folder
+        self.beat, self.done = Event(), Event()
+        self.ended = self.said = False
+
+    def started_event(self, **event):
+        self.thread = Thread(target=self._work, daemon=True)
+        self.thread.start()
+        self.beat.set()
+
+    def heartbeat_event(self, **event):
+        self.beat.set()
+
+    def completed_event(self, **event):
+        self.ended = True
+        self.beat.set()
+        self.thread.join(PATIENCE)
+        if not self.done.is_set():
+            self._say("MongoDB does not answer in time")
+        self.said = True
+
+    interrupted_event = failed_event = completed_event
+
+    def _work(self):
+        rested, others = 0, True
+        while not self.done.is_set():
+            self.beat.wait()
+            self.beat.clear()
+            last = self.ended
+            if last or monotonic() >= rested:
+                try:
+                    self._level(self.folder)
+                    if last:
+                        self.done.set()
+                    others = others and not self._level(self.folder.parent)
+                except Exception as error:
+                    from experiments.mongo import reason
+
+                    self._say(reason(error))
+                    rested = monotonic() + REST
+            if last:
+                self.done.set()
+
+    def _level(self, folder):
+        """Whether the folder was gone through before the next beat."""
+        from experiments.mongo import behind, level, opened  # late, for a run without a database
+
+        with opened(self.url, ATTEMPT) as database:
+            paths = behind(database, folder)
+        for path in paths:
+            if self.beat.is_set() and folder != self.folder:
+                return False
+            with opened(self.url, ATTEMPT) as database:
+                level(database, path)
+        return True
+
+    def _say(self, what):
+        if not self.said:
+            results = self.folder.parent
+            say(f"{what}: the run goes on, `python -m experiments.sync {results}` brings the database level later.")
+        self.said = True
