@@ -5,6 +5,7 @@ As often as one likes: every run is there once, with every step of its ledger on
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -48,7 +49,8 @@ def recorded(known):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path)
-    parser.add_argument("--mongo_url", default="", help="needed where the recorded one has a password")
+    known = os.environ.get("MONGO_URI", "")
+    parser.add_argument("--mongo_url", default=known, help="or $MONGO_URI, where the recorded one has a password")
     arguments = parser.parse_args()
     try:
         sys.exit(not main(arguments.results, arguments.mongo_url))

@@ -107,7 +107,7 @@ def test_a_terminal_sees_one_line_soon(tmp_path, words, said):
     line = one_line(out + err)
     assert all(word in line for word in said), line
     assert list(tmp_path.iterdir()) == []
-    assert seconds < 10, f"a refusal took {seconds:.1f} s"
+    assert seconds < 60, f"a refusal took {seconds:.1f} s"  # 2 on a quiet machine
 
 
 def test_missing_dataset_folder(typed, tmp_path):
