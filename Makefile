@@ -1,9 +1,10 @@
-# Everything from nothing: `make demo` runs the main job and draws it, `make test` runs the tests.
+# Everything from nothing: `make demo` runs the main job and draws it, `make test` runs the tests,
+# `make notebooks` explains the results.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint
+.PHONY: demo notebooks test lint
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
@@ -19,6 +20,9 @@ demo: $(VENV)/ready
 	$(RUN) active.py with heuristic=bald run=3
 	$(RUN) active.py with heuristic=random run=3
 	$(RUN) -m analysis.plots results -o results/learning_curves.png
+
+notebooks: $(VENV)/ready
+	$(RUN) -m analysis.execute results
 
 test: $(VENV)/ready-dev lint
 	$(VENV)/bin/python -m pytest -q -rs --durations=8

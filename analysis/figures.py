@@ -62,6 +62,7 @@ def curves(frame, costs=("images",), metric="test.dice", constant=None):
             _method(axis, runs.assign(**{cost: runs[cost] / unit}), cost, metric, label, k)
         low, high = axis.get_ylim()
         axis.set(xlabel=name, ylabel=METRICS.get(metric, metric), ylim=(max(low, 0), min(high, 1)))
+        axis.xaxis.get_major_locator().set_params(integer=cost == "images")
         _plain(axis)
     for axis in axes[:, 1:].flat:
         axis.set_ylabel("")
@@ -94,6 +95,7 @@ def constant_dice(runs_dir, dataset):
         config = path.with_name("config.json")
         if config.exists() and json.loads(config.read_text()).get("dataset") == dataset:
             found.add(json.loads(path.read_text()).get("constant_dice"))
+    found.discard(None)
     return found.pop() if len(found) == 1 else None
 
 

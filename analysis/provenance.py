@@ -24,8 +24,12 @@ def pools(folder):
     files = sorted(Path(folder).glob("queries/cycle_[0-9]*.csv"))
     if not files:
         raise Refused(f"{folder} holds no queries/cycle_000.csv: the run asked for nothing, or an old version made it.")
-    names = {"dtype": {"id": str, "group": str}, "keep_default_na": False, "na_values": {"picked": "", "score": ""}}
-    frames = [pd.read_csv(file, **names).assign(cycle=int(file.stem.rpartition("_")[2])) for file in files]
+    frames = []
+    for file in files:
+        words = pd.read_csv(file, dtype=str, keep_default_na=False).set_index(
+            ["id", "group"]
+        )  # an id may be 007, or NA
+        frames.append(words.replace("", "nan").astype(float).assign(cycle=int(file.stem[-3:])).reset_index())
     return pd.concat(frames, ignore_index=True)
 
 

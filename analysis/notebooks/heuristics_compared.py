@@ -74,8 +74,8 @@ if not tables:
 
 # %% [markdown]
 # **Penalty matrix.** The share of budgets at which the row beat the column (paired t test at each budget, p < .05),
-# summed over datasets; a low column means that a strategy was seldom beaten. The tests are uncorrected and budgets
-# of one run depend on each other: one cell near .05 is what chance alone gives.
+# summed over datasets; a low column means that a strategy was seldom beaten. Do not build on a single cell: the tests
+# are uncorrected, and budgets of one run depend on each other.
 
 # %%
 if tables:
