@@ -9,11 +9,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.figures import named
+from analysis.plots import COLOURS
 from experiments.errors import Refused
 from experiments.ledger import read
 
 SUMS = ["pixels", "confidence", "right"]
 AVERAGED, SINGLE = "averaged passes", "single pass"
+STYLES = {
+    SINGLE: {"color": COLOURS[1], "linestyle": "--", "marker": "s"},
+    AVERAGED: {"color": COLOURS[0], "linestyle": "-", "marker": "o"},
+}
 
 
 def load(folder):
@@ -44,33 +50,36 @@ def ece(frame, by=("dataset", "label", "run", "cycle", "images", "kind")):
 
 
 def reliability(frame):
-    """A Figure, a panel for each label: accuracy against confidence in each bin, and what share of pixels it holds.
+    """A Figure, a panel for each label: accuracy against confidence in each bin, marks as large as the bin's share.
 
     The pixels of all runs of a label are taken together, those of its last cycle. Bins with less than one pixel in
     ten thousand are left out: their accuracy is chance.
     """
     last = frame[frame["cycle"] == frame.groupby(["label", "run"])["cycle"].transform("max")]
     groups = list(last.groupby("label"))
-    figure = Figure(figsize=(max(4.2, 3.6 * len(groups)), 5), dpi=110, layout="constrained")
-    axes = figure.subplots(2, len(groups), squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1))
-    for (top, bottom), (label, group) in zip(axes.T, groups, strict=True):
-        top.plot([0, 1], [0, 1], color="0.5", linewidth=1, linestyle=":")
-        for kind, colour, style in ((SINGLE, "#D55E00", "s--"), (AVERAGED, "#0072B2", "o-")):
+    rows, columns = -(-len(groups) // 3), min(3, len(groups))
+    figure = Figure(figsize=(0.6 + 3.6 * columns, 0.4 + 3.6 * rows), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axis, (label, group) in zip(axes.flat, groups, strict=False):
+        axis.plot([0, 1], [0, 1], color="0.5", linewidth=1, linestyle=":")
+        for kind, style in STYLES.items():
             bins = group[group["kind"] == kind].groupby("bin")[SUMS].sum()
-            bins = bins[bins["pixels"] > 1e-4 * bins["pixels"].sum()]
+            share = bins["pixels"] / bins["pixels"].sum()
+            bins, share = bins[share > 1e-4], share[share > 1e-4]
             if len(bins):
                 x, y = bins["confidence"] / bins["pixels"], bins["right"] / bins["pixels"]
-                error = ece(bins.assign(all=0), by=["all"])["ece"].item()
-                top.plot(x, y, style, color=colour, markersize=4, label=f"{kind}\nECE {error:.3f}")
-                bottom.plot(x, bins["pixels"] / bins["pixels"].sum(), style, color=colour, markersize=3)
-        top.set(title=f"{label} ({group['run'].nunique()} runs)".replace("(1 runs)", "(1 run)"), ylim=(0, 1))
-        top.legend(frameon=False, fontsize=8, loc="upper left")
-        bottom.set(xlabel="confidence", ylim=(0, 1), xlim=(lowest(frame), 1))
-        for axis in (top, bottom):
-            axis.grid(alpha=0.25)
-            axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].set_ylabel("accuracy")
-    axes[1, 0].set_ylabel("share of pixels")
+                error = ece(bins.assign(kind=kind), by=["kind"])["ece"].item()
+                line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1}
+                axis.plot(x, y, **line, marker=style["marker"], markersize=3, label=f"{kind}\nECE {error:.3f}")
+                axis.scatter(x, y, 400 * share, marker=style["marker"], facecolors="none", edgecolors=style["color"])
+        axis.set(title=named(label, group["run"].nunique()), xlim=(lowest(frame), 1), ylim=(0, 1))
+        axis.set(xlabel="confidence", ylabel="accuracy")
+        axis.label_outer()
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_axis_off()
     return figure
 
 

@@ -72,7 +72,7 @@ def curves(frame, costs=("images",), metric="test.dice", constant=None):
 
 def _method(axis, frame, cost, metric, label, k):
     count = frame["run"].nunique()
-    name = f"{label} ({count} run{'s' * (count > 1)})".replace("$", r"\$")
+    name = named(label, count)
     style = {"color": COLOURS[k % len(COLOURS)], "linestyle": LINES[k % len(LINES)]}
     marked = style | {"marker": MARKERS[k % len(MARKERS)], "markersize": 5}
     if count < FEWEST:
@@ -83,6 +83,11 @@ def _method(axis, frame, cost, metric, label, k):
     axis.plot(mean[cost], mean["mean"], **marked, linewidth=2, markevery=-(-len(mean) // 12), label=name)
     axis.fill_between(mean[cost], mean["low"], mean["high"], color=style["color"], alpha=0.12, linewidth=0)
     axis.plot(mean[cost], mean[["low", "high"]], **style, linewidth=0.6)
+
+
+def named(label, runs):
+    """A method and how many runs it has, as text of a figure: no formula, whatever the label."""
+    return f"{label} ({runs} run{'s' * (runs > 1)})".replace("$", r"\$")
 
 
 def constant_dice(runs_dir, dataset):

@@ -36,9 +36,9 @@ bins = calibration.load(RESULTS)
 
 # %% [markdown]
 # **Reliability after the last query.** Points below the dotted diagonal are overconfident, points above are
-# underconfident; below stands the share of pixels in each bin of confidence. Read the points where most pixels are:
-# the expected calibration error (ECE) weighs them so. Averaging over dropout passes should bring points nearer to the
-# diagonal. Do not read single bins with few pixels, and do not conclude that a calibrated model segments well.
+# underconfident; the larger a mark, the more pixels have this confidence. Read the large marks: the expected
+# calibration error (ECE) weighs them so. Averaging over dropout passes should bring points nearer to the diagonal. Do
+# not read bins of few pixels, and do not conclude that a calibrated model segments well.
 
 # %%
 for dataset, one in bins.groupby("dataset"):
