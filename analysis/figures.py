@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analysis.plots import COLOURS, MARKERS
+from experiments.errors import Refused
 
 COSTS = {  # column of a frame: (its unit in a figure, what the axis says)
     "images": (1, "labelled images"),
@@ -42,11 +43,11 @@ def curves(frame, costs=("images",), metric="test.dice", constant=None):
     """A Figure, a panel for each of `costs`: every method's mean and its 95 % t interval, below 3 runs each run.
 
     `frame` is that of analysis.runs.load, of one dataset. Dashed is the mean of the runs on all training labels,
-    dotted is `constant`, the Dice of calling everything foreground. Raises ValueError when two runs share label and
-    run and would be drawn as one.
+    dotted is `constant`, the Dice of calling everything foreground. Raises Refused when two runs share label and run
+    and would be drawn as one.
     """
     if frame.duplicated(["label", "run", "cycle"]).any():
-        raise ValueError("Two runs share label and run: draw one folder at a time.")
+        raise Refused("Two runs share label and run: draw one folder at a time, or give them labels of their own.")
     rows, columns = -(-len(costs) // 2), min(2, len(costs))
     figure = Figure(figsize=(7 if columns == 1 else 11, 4.4 * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
@@ -107,10 +108,14 @@ def constant_dice(runs_dir, dataset):
 def differences(ends, table, baseline="random"):
     """A Figure: each method's AUBC minus the baseline's, a number for each run, their mean and its 95 % interval.
 
-    `ends` is that of statistics.endpoints and `table` that of statistics.compare, of one dataset.
+    `ends` is that of statistics.endpoints and `table` that of statistics.compare, of one dataset. Runs count as they
+    do there, from the budget to the budget that most of the baseline's have.
     """
     methods = table[table["label"] != baseline].to_dict("records")
-    wide = ends.pivot(index="run", columns="label", values="aubc")
+    span = ends.loc[ends["label"] == baseline, ["first", "last"]].value_counts().idxmax()
+    wide = ends[(ends["first"] == span[0]) & (ends["last"] == span[1])].pivot(
+        index="run", columns="label", values="aubc"
+    )
     height = 0.12 * len(wide) + 0.5  # of one method, in inches: a line for each run
     figure = Figure(figsize=(7, 1 + height * len(methods)), dpi=110, layout="constrained")
     axis = figure.add_subplot()
@@ -129,7 +134,7 @@ def differences(ends, table, baseline="random"):
     return figure
 
 
-def matrix(table, title=""):
+def matrix(table):
     """A Figure of a DataFrame of numbers, darker where they are larger."""
     values = table.to_numpy(float)
     most = max(np.nanmax(values), 1e-9)
@@ -140,7 +145,7 @@ def matrix(table, title=""):
         axis.text(column, row, f"{value:.3g}", ha="center", va="center", color="white" if value > most / 2 else "black")
     axis.set_xticks(range(values.shape[1]), table.columns, rotation=30, ha="right")
     axis.set_yticks(range(len(values)), table.index)
-    axis.set(title=title, xlabel=table.columns.name or "", ylabel=table.index.name or "")
+    axis.set(xlabel=table.columns.name or "", ylabel=table.index.name or "")
     return figure
 
 

@@ -19,7 +19,7 @@ def pools(folder):
     """One row for each query and image that was in its pool: cycle, id, group, picked, score, scores of others.
 
     `picked` is the place in the query, 0 the first, NaN if the image was not asked for. `score` is NaN where the
-    heuristic has none, as random. Raises Refused if the run asked for nothing.
+    heuristic selects without scores; that of random is its draw. Raises Refused if the run asked for nothing.
     """
     files = sorted(Path(folder).glob("queries/cycle_[0-9]*.csv"))
     if not files:

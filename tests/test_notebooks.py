@@ -16,7 +16,7 @@ from conftest import ROOT, events, settings
 from scipy import stats
 from sklearn.metrics.pairwise import cosine_similarity
 
-from analysis import calibration, figures, provenance, runs
+from analysis import calibration, figures, provenance, runs, statistics
 from analysis.execute import NOTEBOOKS, execute
 from analysis.features import features
 from experiments.errors import Refused
@@ -140,8 +140,20 @@ def test_bands_take_three_runs(study):
     three = pd.concat([two, two[two["run"] == 0].assign(run=2)])
     bands = [len(figures.curves(frame).axes[0].collections) for frame in (two, three)]
     assert bands == [0, 2]
-    with pytest.raises(ValueError, match="share label and run"):
+    with pytest.raises(Refused, match="share label and run"):
         figures.curves(pd.concat([two, two]))
+
+
+def test_differences_are_those_that_were_compared(study):
+    """A mark for each pair and one for their mean; a run that ended elsewhere is not among them."""
+    frame = runs.load(study)
+    shorter = frame[(frame["run"] == 0) & (frame["cycle"] < 2)].assign(run=7)
+    ends = statistics.endpoints(pd.concat([frame, shorter]))
+    table = statistics.compare(pd.concat([frame, shorter]))
+    axis = figures.differences(ends, table).axes[0]
+    assert [note.get_text() for note in axis.texts] == ["0", "1"]
+    marks = [line.get_xdata()[0] for line in axis.lines if line.get_marker() in "oD" and len(line.get_xdata()) == 1]
+    assert marks[2] == pytest.approx(np.mean(marks[:2])) and marks[2] == table["difference"][1]
 
 
 def test_constant_is_what_the_run_printed(smoke, tmp_path):
