@@ -15,14 +15,12 @@ import pandas as pd
 
 from experiments.errors import Refused
 from experiments.ledger import comparable, read
-from experiments.observers import TIMEOUT_MS
 
+TIMEOUT_MS = 3000  # until a server that does not answer is given up
 SETTINGS = ["dataset", "heuristic", "batch", "initial", "model", "label", "run"]
 COSTS = ["images", "pixels", "boundary"]
 # a published baseline's results_dir='results' is glued to the file's name
 BASELINE = re.compile(r"(?:results)?(?P<label>.+)_(?P<run>\d+)\.npy")
-
-
 CSV = {"method": "label", "seed": "run", "round": "cycle", "n_labelled": "images"}
 
 
@@ -41,12 +39,13 @@ def load(source, per_image=False, start=4, query=2):
     its frame has no other settings. Raises Refused if nothing is found, a file is damaged, or an array is not what
     the ledger says.
     """
-    if "://" in str(source):
-        if per_image:
-            raise Refused("Values of single images are read from a results folder, not from MongoDB.")
-        frames = _from_mongo(source)
-    elif Path(source).suffix == ".csv":
+    mongo, csv = "://" in str(source), Path(source).suffix == ".csv"
+    if per_image and (mongo or csv):
+        raise Refused("Values of single images are read from a results folder only.")
+    if csv:
         return _from_csv(source)
+    if mongo:
+        frames = _from_mongo(source)
     else:
         frames = list(_from_folder(Path(source), per_image, start, query))
     if not frames:
@@ -138,28 +137,34 @@ def _from_csv(path):
 
 
 def _from_mongo(url):
-    from gridfs import GridFS
-    from gridfs.errors import GridFSError
     from pymongo import MongoClient
     from pymongo.errors import PyMongoError
 
+    try:  # the errors' texts may hold the password
+        client = MongoClient(url, serverSelectionTimeoutMS=TIMEOUT_MS)
+    except (PyMongoError, ValueError) as error:
+        raise Refused(f"This is no address of a MongoDB ({type(error).__name__}): mongodb://host:port/name.") from None
     try:
-        with MongoClient(url, serverSelectionTimeoutMS=TIMEOUT_MS) as client:
-            database = client.get_default_database("sacred")
-            files, best = GridFS(database), {}
-            for record in database["runs"].find({"experiment.name": "askmask"}, {"captured_out": 0}).sort("_id"):
-                settings, frame = _settings(record), _metrics(database["metrics"].find({"run_id": record["_id"]}))
-                key = json.dumps(comparable(settings), sort_keys=True, default=str)
-                if len(frame) and (key not in best or len(frame) >= len(best[key][0])):
-                    best[key] = frame, settings, record["artifacts"]
-            return [
-                _record(frame, settings, {a["name"]: files.get(a["file_id"]).read() for a in artifacts})
-                for frame, settings, artifacts in best.values()
-            ]
-    except (PyMongoError, GridFSError, ValueError) as error:  # its text may hold the password
-        raise Refused(
-            f"The MongoDB cannot be read ({type(error).__name__}): is it running, is the URL right?"
-        ) from None
+        with client:
+            return _records(client.get_default_database("sacred"))
+    except PyMongoError as error:
+        raise Refused(f"The MongoDB does not answer ({type(error).__name__}): start it or load a folder.") from None
+
+
+def _records(database):
+    """The frames of those of Sacred's records that count."""
+    from gridfs import GridFS
+
+    files, best = GridFS(database), {}
+    for record in database["runs"].find({"experiment.name": "askmask"}, {"captured_out": 0}).sort("_id"):
+        settings, frame = _settings(record), _metrics(database["metrics"].find({"run_id": record["_id"]}))
+        key = json.dumps(comparable(settings), sort_keys=True, default=str)
+        if len(frame) and (key not in best or len(frame) >= len(best[key][0])):
+            best[key] = frame, settings, record["artifacts"]
+    return [
+        _record(frame, settings, {a["name"]: files.get(a["file_id"]).read() for a in artifacts})
+        for frame, settings, artifacts in best.values()
+    ]
 
 
 def _settings(record):
@@ -193,6 +198,9 @@ def _curve_of(folder):
 
 def _array(data, name):
     try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
+        array = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise Refused(f"{name} is damaged ({error}): restore it, or run the same command again.") from error
+    if not isinstance(array, np.ndarray) or array.ndim == 0 or array.dtype.kind not in "iuf":
+        raise Refused(f"{name} is damaged (no array of numbers): restore it, or run the same command again.")
+    return array

@@ -187,7 +187,6 @@ def paired(differences, margin=0.0, alpha=0.05, family=1):
         return dict.fromkeys(REPORTED[REPORTED.index("difference") : -1], np.nan)
     mean, sd = d.mean(), d.std(ddof=1)
     half = stats.t.isf(alpha / 2, n - 1) * sd / np.sqrt(n)
-    above, below = _t_test(d + margin, "greater"), _t_test(d - margin, "less")
     return {
         "difference": mean,
         "low": mean - half,
@@ -195,7 +194,7 @@ def paired(differences, margin=0.0, alpha=0.05, family=1):
         "p_t": _t_test(d),
         "p_signflip": sign_flip(d),
         "p_wilcoxon": _wilcoxon(d),
-        "p_equivalent": max(above, below) if margin else np.nan,
+        "p_equivalent": max(_t_test(d + margin, "greater"), _t_test(d - margin, "less")) if margin else np.nan,
         "more_runs": max(0.0, runs_needed(margin or mean, sd, alpha / family) - n),
     }
 

