@@ -1,10 +1,10 @@
 # Everything from nothing: `make demo` runs the main job and draws it, `make test` runs the tests,
-# `make omniboard` shows the runs of a MongoDB.
+# `make notebooks` explains the results, `make omniboard` shows the runs of a MongoDB.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint omniboard
+.PHONY: demo notebooks test lint omniboard
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
@@ -20,6 +20,9 @@ demo: $(VENV)/ready
 	$(RUN) active.py with heuristic=bald run=3
 	$(RUN) active.py with heuristic=random run=3
 	$(RUN) -m analysis.plots results -o results/learning_curves.png
+
+notebooks: $(VENV)/ready
+	$(RUN) -m analysis.execute results
 
 test: $(VENV)/ready-dev lint
 	$(VENV)/bin/python -m pytest -q -rs --durations=8

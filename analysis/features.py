@@ -1,0 +1,67 @@
+"""What a run's last model sees in its training images: one vector an image, the channel means of its bottleneck."""
+
+import warnings
+from inspect import signature
+
+import numpy as np
+
+from experiments import ledger, training
+from experiments.components import ROOT, defaults, load
+from experiments.errors import Refused
+from experiments.randomness import generator
+
+
+def features(folder, root="", device="auto"):
+    """(ids, features (N, D) float32) of all training images of the run in `folder`, by its last checkpoint.
+
+    One pass without dropout, whatever the run's own number of passes. `root` is where the dataset lies, empty for
+    the dataset's default, relative to the project. Raises Refused when the run, its weights or its images are
+    missing, or are not those that the ledger names.
+    """
+    import torch
+
+    from experiments.prediction import predict
+
+    model, layer, images = reopen(folder, root, device)
+    means, order = [], []
+    layer.register_forward_hook(lambda module, inputs, output: means.append(output.mean((2, 3)).cpu()))
+    for members, batch in images.batches(range(len(images)), size=4):
+        predict(model, batch, [images.ids[i] for i in members])
+        order += members
+    return images.ids, torch.cat(means)[np.argsort(order)].numpy()
+
+
+def reopen(folder, root, device):
+    """(model with the last checkpoint, its bottleneck module, Store of the training images)."""
+    from experiments.store import Store
+
+    events = ledger.read(folder)
+    evaluated = [event for event in events if event["event"] == "evaluated"]
+    if not evaluated:
+        raise Refused(f"{folder} holds no trained model: run it first.")
+    settings, last = events[0]["settings"], evaluated[-1]
+    weights = ledger.Ledger(folder, settings, []).load_weights(last["cycle"], last["weights"])
+    if weights is None:
+        raise Refused(f"{folder} does not hold the weights of cycle {last['cycle']}: checkpoint=last keeps them.")
+
+    data, model_file = load("dataset", settings["dataset"]), load("model", settings["model"])
+    place = ROOT / (root or defaults(data.ingredient)["root"])
+    rng = generator(settings["seed"], settings["dataset"], "split")
+    split = call(data.load, data.ingredient, settings, rng=rng, root=str(place)).train
+    device = training.prepare(device=device, threads=0, deterministic=False)
+    images = Store(split, device)
+    if images.fingerprint != events[0]["data"][0]:
+        raise Refused(f"The images in {place} are not those that {folder} learnt from: say where those are.")
+
+    model = call(model_file.build, model_file.ingredient, settings, channels=data.CHANNELS, classes=len(data.CLASSES))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `tqdm.autonotebook")  # baal's, when imported into a notebook
+        model, _ = training.finish(model, model_file.MEAN, model_file.STD, device)
+    model.load_state_dict(weights)
+    return model, model.get_submodule(model_file.LAYERS["bottleneck"]), images
+
+
+def call(function, ingredient, settings, **given):
+    """Call a component's captured function outside a run, with its settings as a ledger recorded them."""
+    known = defaults(ingredient) | settings.get(ingredient.path, {}) | given
+    return function(**{name: known[name] for name in signature(function).parameters if name in known})

@@ -1,0 +1,154 @@
+"""Figures of the frames that analysis/runs.py and analysis/statistics.py make, readable without colour."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from scipy import stats
+
+from analysis.plots import COLOURS, MARKERS
+from experiments.errors import Refused
+
+COSTS = {  # column of a frame: (its unit in a figure, what the axis says)
+    "images": (1, "labelled images"),
+    "pixels": (1e6, "labelled pixels (millions)"),
+    "boundary": (1e3, "outlines drawn (thousands of pixel edges)"),
+    "minutes": (1, "annotation by the stated model (minutes)"),
+}
+METRICS = {"test.dice": "mean test Dice", "ece": "expected calibration error"}
+LINES = ("-", "--", "-.", ":")
+FEWEST = 3  # runs that have an interval; that of two is mostly noise about its own width
+
+
+def mean_curve(frame, cost="images", metric="test.dice"):
+    """Mean over the runs of one method: a DataFrame with `cost`, mean, and low to high, their 95 % t interval.
+
+    Where runs paid differently, for pixels say, each is read off between its own points, over the costs that all
+    of them measured; a row is a cost at which one of them was. The interval of a single run is NaN.
+    """
+    runs = [(one[cost].to_numpy(float), one[metric].to_numpy()) for _, one in frame.groupby("run")]
+    costs = np.unique(np.concatenate([x for x, _ in runs]))
+    costs = costs[(costs >= max(x[0] for x, _ in runs)) & (costs <= min(x[-1] for x, _ in runs))]
+    heights = np.array([np.interp(costs, x, y) for x, y in runs])
+    half = np.full(len(costs), np.nan)
+    if len(runs) > 1:
+        half = stats.t.ppf(0.975, len(runs) - 1) * stats.sem(heights)
+    mean = heights.mean(0)
+    return pd.DataFrame({cost: costs, "mean": mean, "low": mean - half, "high": mean + half})
+
+
+def curves(frame, costs=("images",), metric="test.dice", constant=None):
+    """A Figure, a panel for each of `costs`: every method's mean and its 95 % t interval, below 3 runs each run.
+
+    `frame` is that of analysis.runs.load, of one dataset. Dashed is the mean of the runs on all training labels,
+    dotted is `constant`, the Dice of calling everything foreground. Raises Refused when two runs share label and run
+    and would be drawn as one.
+    """
+    if frame.duplicated(["label", "run", "cycle"]).any():
+        raise Refused("Two runs share label and run: draw one folder at a time, or give them labels of their own.")
+    rows, columns = -(-len(costs) // 2), min(2, len(costs))
+    figure = Figure(figsize=(7 if columns == 1 else 11, 4.4 * rows), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    frame = frame.sort_values("cycle")
+    full, methods = frame[frame["label"] == "full"], frame[frame["label"] != "full"]
+    for axis, cost in zip(axes.flat, costs, strict=False):
+        unit, name = COSTS[cost]
+        if len(full):
+            axis.axhline(full[metric].mean(), color="black", linestyle=(0, (6, 3)), linewidth=1, label="all labels")
+        if constant is not None:
+            axis.axhline(constant, color="black", linestyle=":", linewidth=1, label="everything foreground")
+        for k, (label, runs) in enumerate(methods.dropna(subset=[cost, metric]).groupby("label")):
+            _method(axis, runs.assign(**{cost: runs[cost] / unit}), cost, metric, label, k)
+        low, high = axis.get_ylim()
+        axis.set(xlabel=name, ylabel=METRICS.get(metric, metric), ylim=(max(low, 0), min(high, 1)))
+        axis.xaxis.get_major_locator().set_params(integer=cost == "images")
+        _plain(axis)
+    for axis in axes[:, 1:].flat:
+        axis.set_ylabel("")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _method(axis, frame, cost, metric, label, k):
+    count = frame["run"].nunique()
+    name = named(label, count)
+    style = {"color": COLOURS[k % len(COLOURS)], "linestyle": LINES[k % len(LINES)]}
+    marked = style | {"marker": MARKERS[k % len(MARKERS)], "markersize": 5}
+    if count < FEWEST:
+        for number, (_, one) in enumerate(frame.groupby("run")):
+            axis.plot(one[cost], one[metric], **marked, linewidth=1, label="_" * bool(number) + name)
+        return
+    mean = mean_curve(frame, cost, metric)
+    axis.plot(mean[cost], mean["mean"], **marked, linewidth=2, markevery=-(-len(mean) // 12), label=name)
+    axis.fill_between(mean[cost], mean["low"], mean["high"], color=style["color"], alpha=0.12, linewidth=0)
+    axis.plot(mean[cost], mean[["low", "high"]], **style, linewidth=0.6)
+
+
+def named(label, runs):
+    """A method and how many runs it has, as text of a figure: no formula, whatever the label."""
+    return f"{label} ({runs} run{'s' * (runs > 1)})".replace("$", r"\$")
+
+
+def constant_dice(runs_dir, dataset):
+    """The Dice of calling everything foreground as Sacred's records in `runs_dir` have it, or None.
+
+    It belongs to a dataset and its settings; None too where records of the dataset disagree.
+    """
+    found = set()
+    for path in Path(runs_dir).glob("*/info.json"):
+        config = path.with_name("config.json")
+        if config.exists() and json.loads(config.read_text()).get("dataset") == dataset:
+            found.add(json.loads(path.read_text()).get("constant_dice"))
+    found.discard(None)
+    return found.pop() if len(found) == 1 else None
+
+
+def differences(ends, table, baseline="random"):
+    """A Figure: each method's AUBC minus the baseline's, a number for each run, their mean and its 95 % interval.
+
+    `ends` is that of statistics.endpoints and `table` that of statistics.compare, of one dataset. Runs count as they
+    do there, from the budget to the budget that most of the baseline's have.
+    """
+    methods = table[table["label"] != baseline].to_dict("records")
+    span = ends.loc[ends["label"] == baseline, ["first", "last"]].value_counts().idxmax()
+    wide = ends[(ends["first"] == span[0]) & (ends["last"] == span[1])].pivot(
+        index="run", columns="label", values="aubc"
+    )
+    height = 0.12 * len(wide) + 0.5  # of one method, in inches: a line for each run
+    figure = Figure(figsize=(7, 1 + height * len(methods)), dpi=110, layout="constrained")
+    axis = figure.add_subplot()
+    axis.axvline(0, color="black", linewidth=1)
+    for row, method in enumerate(methods):
+        paired = (wide[method["label"]] - wide[baseline]).dropna()
+        for y, (run, value) in zip(np.linspace(row - 0.4, row + 0.15, len(paired)), paired.items(), strict=True):
+            axis.plot(value, y, "o", color="black", markersize=3)
+            axis.annotate(f"{run}", (value, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
+        if method["runs"] > 1:
+            axis.plot([method["low"], method["high"]], [row + 0.3] * 2, color="black", linewidth=1.6)
+            axis.plot(method["difference"], row + 0.3, "D", color="black", markersize=6)
+    axis.set(xlabel=f"AUBC minus that of {baseline}", ylim=(len(methods) - 0.5, -0.55))
+    axis.set_yticks(range(len(methods)), [f"{m['label']}: {m['verdict']}" for m in methods])
+    _plain(axis)
+    return figure
+
+
+def matrix(table):
+    """A Figure of a DataFrame of numbers, darker where they are larger."""
+    values = table.to_numpy(float)
+    most = max(np.nanmax(values), 1e-9)
+    figure = Figure(figsize=(2.4 + 0.9 * values.shape[1], 1.6 + 0.6 * len(values)), dpi=110, layout="constrained")
+    axis = figure.add_subplot()
+    axis.imshow(values, cmap="Greys", vmin=0, vmax=most, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        axis.text(column, row, f"{value:.3g}", ha="center", va="center", color="white" if value > most / 2 else "black")
+    axis.set_xticks(range(values.shape[1]), table.columns, rotation=30, ha="right")
+    axis.set_yticks(range(len(values)), table.index)
+    axis.set(xlabel=table.columns.name or "", ylabel=table.index.name or "")
+    return figure
+
+
+def _plain(axis):
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
