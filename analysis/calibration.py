@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures import named
-from analysis.plots import COLOURS
+from analysis.plots import COLOURS, named
 from experiments.errors import Refused
 from experiments.ledger import read
 

@@ -1,85 +1,170 @@
-"""Learning curves of a results folder: `python -m analysis.plots results -o results/learning_curves.png`."""
+"""Figures of runs, readable without colour: `python -m analysis.plots results -o results/learning_curves.png`.
+
+They are drawn from the frames that analysis/runs.py and analysis/statistics.py make.
+"""
 
 import argparse
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from experiments.ledger import read
+from analysis import runs
+from experiments.errors import Refused
 
 # Okabe & Ito's colours, told apart by colour-blind readers; markers tell the methods apart without colour
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 MARKERS = "osD^vPX"
+COSTS = {  # column of a frame: (its unit in a figure, what the axis says)
+    "images": (1, "labelled images"),
+    "pixels": (1e6, "labelled pixels (millions)"),
+    "boundary": (1e3, "outlines drawn (thousands of pixel edges)"),
+    "minutes": (1, "annotation by the stated model (minutes)"),
+}
+METRICS = {"test.dice": "mean test Dice", "ece": "expected calibration error"}
+LINES = ("-", "--", "-.", ":")
+FEWEST = 3  # runs that have an interval; that of two is mostly noise about its own width
 
 
-def read_curves(folder):
-    """{label: [(labelled images (E,), mean test Dice (E,)), ...]}, a pair for each run; `full` has one point."""
-    curves = defaultdict(list)
-    for path in sorted(Path(folder).glob("*_*.npy")):
-        budget = path.with_suffix("") / "budget.npy"
-        if budget.exists():
-            images = np.load(budget, allow_pickle=False)[:, 0]
-            curves[path.stem.rpartition("_")[0]].append((images, np.load(path, allow_pickle=False)))
-    return dict(curves)
+def mean_curve(frame, cost="images", metric="test.dice"):
+    """Mean over the runs of one method: a DataFrame with `cost`, mean, and low to high, their 95 % t interval.
 
-
-def constant_dice(ledgers):
-    """What calling every test pixel foreground scores by these ledgers (lists of events); None if they do not agree."""
-    said = {events[0].get("constant_dice") for events in ledgers if events}
-    return said.pop() if len(said) == 1 else None
-
-
-def learning_curves(curves, constant=None, size=(7, 4.2)):
-    """A Figure of `size` in inches: thick lines are means over runs where the budgets agree.
-
-    Three or more runs have a band, the 95 % t interval of their mean; fewer are thin lines. Dashed is full supervision.
+    Where runs paid differently, for pixels say, each is read off between its own points, over the costs that all
+    of them measured; a row is a cost at which one of them was. The interval of a single run is NaN.
     """
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    axis = figure.add_subplot()
-    full = [dice[-1] for _, dice in curves.get("full", [])]
-    if full:
-        axis.axhline(np.mean(full), color="black", linestyle="--", linewidth=1.2, label="all training labels")
-    for k, (label, runs) in enumerate((label, runs) for label, runs in curves.items() if label != "full"):
-        draw(axis, label, runs, COLOURS[k % len(COLOURS)], MARKERS[k % len(MARKERS)])
-    if constant is not None:
-        axis.axhline(constant, color="black", linestyle=":", linewidth=1.2, label="calling everything foreground")
-    axis.set(xlabel="labelled images", ylabel="mean test Dice")
-    axis.grid(alpha=0.25)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    pairs = [(one[cost].to_numpy(float), one[metric].to_numpy()) for _, one in frame.groupby("run")]
+    costs = np.unique(np.concatenate([x for x, _ in pairs]))
+    costs = costs[(costs >= max(x[0] for x, _ in pairs)) & (costs <= min(x[-1] for x, _ in pairs))]
+    heights = np.array([np.interp(costs, x, y) for x, y in pairs])
+    half = np.full(len(costs), np.nan)
+    if len(pairs) > 1:
+        half = stats.t.ppf(0.975, len(pairs) - 1) * stats.sem(heights)
+    mean = heights.mean(0)
+    return pd.DataFrame({cost: costs, "mean": mean, "low": mean - half, "high": mean + half})
+
+
+def curves(frame, costs=("images",), metric="test.dice", constant=None, size=(7, 4.4)):
+    """A Figure, a panel for each of `costs`: every method's mean and its 95 % t interval, below 3 runs each run.
+
+    `frame` is that of analysis.runs.load, of one dataset. Dashed is the mean of the runs on all training labels,
+    dotted is `constant`, the Dice of calling everything foreground. Raises Refused when two runs share label and run
+    and would be drawn as one.
+    """
+    if frame.duplicated(["label", "run", "cycle"]).any():
+        raise Refused("Two runs share label and run: draw one folder at a time, or give them labels of their own.")
+    rows, columns = -(-len(costs) // 2), min(2, len(costs))
+    figure = Figure(figsize=(size[0] * (1.6 if columns == 2 else 1), size[1] * rows), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    frame = frame.sort_values("cycle")
+    full, methods = frame[frame["label"] == "full"], frame[frame["label"] != "full"]
+    for axis, cost in zip(axes.flat, costs, strict=False):
+        unit, name = COSTS[cost]
+        if len(full):
+            axis.axhline(full[metric].mean(), color="black", linestyle=(0, (6, 3)), linewidth=1, label="all training labels")
+        if constant is not None:
+            axis.axhline(constant, color="black", linestyle=":", linewidth=1, label="calling everything foreground")
+        for k, (label, method) in enumerate(methods.dropna(subset=[cost, metric]).groupby("label")):
+            _method(axis, method.assign(**{cost: method[cost] / unit}), cost, metric, label, k)
+        low, high = axis.get_ylim()
+        axis.set(xlabel=name, ylabel=METRICS.get(metric, metric), ylim=(max(low, 0), min(high, 1)))
+        axis.xaxis.get_major_locator().set_params(integer=cost == "images")
+        _plain(axis)
+    for axis in axes[:, 1:].flat:
+        axis.set_ylabel("")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def draw(axis, label, runs, colour, marker):
-    """One method: `runs` are (labelled images (E,), mean test Dice (E,)) each."""
-    name = f"{label} ({len(runs)} run{'s' * (len(runs) > 1)})".replace("$", r"\$")
-    paired = len({tuple(images) for images, _ in runs}) == 1
-    if paired:
-        images, dice = runs[0][0], np.array([dice for _, dice in runs])
-        mean = dice.mean(axis=0)
-        axis.plot(images, mean, color=colour, marker=marker, linewidth=2.2, label=name)
-        if len(runs) >= 3:
-            half = stats.t.isf(0.025, len(runs) - 1) * stats.sem(dice, axis=0)
-            low, high = np.clip([mean - half, mean + half], 0, 1)  # Dice has no other values
-            axis.fill_between(images, low, high, color=colour, alpha=0.15, linewidth=0)
-    if not paired or len(runs) == 2:
-        thin = {"color": colour, "linewidth": 0.8, "alpha": 0.5, "marker": None if paired else marker}
-        for k, (images, dice) in enumerate(runs):
-            axis.plot(images, dice, **thin, label=None if paired or k else name)
+def _method(axis, frame, cost, metric, label, k):
+    count = frame["run"].nunique()
+    name = named(label, count)
+    style = {"color": COLOURS[k % len(COLOURS)], "linestyle": LINES[k % len(LINES)]}
+    marked = style | {"marker": MARKERS[k % len(MARKERS)], "markersize": 5}
+    if count < FEWEST:
+        for number, (_, one) in enumerate(frame.groupby("run")):
+            axis.plot(one[cost], one[metric], **marked, linewidth=1, label="_" * bool(number) + name)
+        return
+    mean = mean_curve(frame, cost, metric)
+    axis.plot(mean[cost], mean["mean"], **marked, linewidth=2, markevery=-(-len(mean) // 12), label=name)
+    axis.fill_between(mean[cost], mean["low"], mean["high"], color=style["color"], alpha=0.12, linewidth=0)
+    axis.plot(mean[cost], mean[["low", "high"]], **style, linewidth=0.6)
+
+
+def named(label, count):
+    """A method and how many runs it has, as text of a figure: no formula, whatever the label."""
+    return f"{label} ({count} run{'s' * (count > 1)})".replace("$", r"\$")
+
+
+def differences(ends, table, baseline="random"):
+    """A Figure: each method's AUBC minus the baseline's, a number for each run, their mean and its 95 % interval.
+
+    `ends` is that of statistics.endpoints and `table` that of statistics.compare, of one dataset. Runs count as they
+    do there, from the budget to the budget that most of the baseline's have.
+    """
+    methods = table[table["label"] != baseline].to_dict("records")
+    span = ends.loc[ends["label"] == baseline, ["first", "last"]].value_counts().idxmax()
+    wide = ends[(ends["first"] == span[0]) & (ends["last"] == span[1])].pivot(
+        index="run", columns="label", values="aubc"
+    )
+    height = 0.12 * len(wide) + 0.5  # of one method, in inches: a line for each run
+    figure = Figure(figsize=(7, 1 + height * len(methods)), dpi=110, layout="constrained")
+    axis = figure.add_subplot()
+    axis.axvline(0, color="black", linewidth=1)
+    for row, method in enumerate(methods):
+        paired = (wide[method["label"]] - wide[baseline]).dropna()
+        for y, (run, value) in zip(np.linspace(row - 0.4, row + 0.15, len(paired)), paired.items(), strict=True):
+            axis.plot(value, y, "o", color="black", markersize=3)
+            axis.annotate(f"{run}", (value, y), (5, 0), textcoords="offset points", va="center", fontsize=8)
+        if method["runs"] > 1:
+            axis.plot([method["low"], method["high"]], [row + 0.3] * 2, color="black", linewidth=1.6)
+            axis.plot(method["difference"], row + 0.3, "D", color="black", markersize=6)
+    axis.set(xlabel=f"AUBC minus that of {baseline}", ylim=(len(methods) - 0.5, -0.55))
+    axis.set_yticks(range(len(methods)), [f"{m['label']}: {m['verdict']}" for m in methods])
+    _plain(axis)
+    return figure
+
+
+def matrix(table):
+    """A Figure of a DataFrame of numbers, darker where they are larger."""
+    values = table.to_numpy(float)
+    most = max(np.nanmax(values), 1e-9)
+    figure = Figure(figsize=(2.4 + 0.9 * values.shape[1], 1.6 + 0.6 * len(values)), dpi=110, layout="constrained")
+    axis = figure.add_subplot()
+    axis.imshow(values, cmap="Greys", vmin=0, vmax=most, aspect="auto")
+    for (row, column), value in np.ndenumerate(values):
+        axis.text(column, row, f"{value:.3g}", ha="center", va="center", color="white" if value > most / 2 else "black")
+    axis.set_xticks(range(values.shape[1]), table.columns, rotation=30, ha="right")
+    axis.set_yticks(range(len(values)), table.index)
+    axis.set(xlabel=table.columns.name or "", ylabel=table.index.name or "")
+    return figure
+
+
+def _plain(axis):
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def main(source, output):
+    """Draw the learning curves of a results folder. Raises Refused if it holds no test Dice or several datasets."""
+    frame = runs.load(source)
+    datasets = frame["dataset"].unique()
+    if len(datasets) > 1:
+        raise Refused(f"{source} holds runs on {', '.join(datasets)}: draw the folder of one dataset at a time.")
+    if "test.dice" not in frame:
+        raise Refused(f"{source} holds no test Dice: its dataset has no test images.")
+    curves(frame, constant=runs.constant_dice(source, datasets[0])).savefig(output)
+    print(output)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("learning_curves.png"))
     arguments = parser.parse_args()
-    found = read_curves(arguments.results)
-    if not found:
-        sys.exit(f"{arguments.results} holds no <label>_<run>.npy with its folder: run active.py first.")
-    constant = constant_dice(read(path.parent) for path in arguments.results.glob("*/ledger.jsonl"))
-    learning_curves(found, constant).savefig(arguments.output)
-    print(arguments.output)
+    try:
+        main(arguments.results, arguments.output)
+    except Refused as refused:
+        sys.exit(str(refused))

@@ -44,7 +44,6 @@ def report(source, baseline="random", margin=0.0):
     studies, tables = [], {"curves.csv": frame}
     for number, (dataset, group) in enumerate(frame.groupby("dataset"), 1):
         ends, verdicts, missing = compare(group, baseline, margin)
-        constant = plots.constant_dice(e for e in books.values() if e[0]["settings"]["dataset"] == dataset)
         studies.append(
             {
                 "dataset": dataset,
@@ -53,7 +52,7 @@ def report(source, baseline="random", margin=0.0):
                 "verdicts": verdicts,
                 "missing": missing,
                 "paired": starts_alike(group),
-                "curves": curves(group, dataset, constant),
+                "curves": curves(group, runs.constant_dice(source, dataset)),
                 "budgets": statistics.per_budget(group).reset_index(),
                 "penalties": statistics.penalty_matrix(group) if verdicts is not None else None,
                 "classes": classes[classes["dataset"] == dataset],
@@ -131,17 +130,14 @@ def starts_alike(frame):
     return (first.groupby("run")["test.dice"].nunique() == 1).all()
 
 
-def curves(frame, dataset, constant):
+def curves(frame, constant):
     """The learning curves as SVG whose text and lines take the page's colour; None without test Dice."""
-    found = {}
-    for (label, _), run in frame.dropna(subset="test.dice").groupby(["label", "run"]):
-        found.setdefault(label, []).append((run["images"].to_numpy(), run["test.dice"].to_numpy()))
-    if not found:
+    if frame["test.dice"].isna().all():
         return None
     svg = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": dataset}), warnings.catch_warnings():
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "askmask"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # missing here, but the browser has fonts of its own
-        figure = plots.learning_curves(found, constant, size=(5.4, 3.9))
+        figure = plots.curves(frame, constant=constant, size=(5.4, 3.9))
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     text = svg.getvalue()
     return text[text.index("<svg") :].replace("#000000", "currentColor")

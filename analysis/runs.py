@@ -57,6 +57,13 @@ def load(source, per_image=False, start=4, query=2):
     return frame.sort_values(["dataset", "label", "run", "cycle"], kind="stable", ignore_index=True)
 
 
+def constant_dice(folder, dataset):
+    """What calling every test pixel foreground scores by the ledgers below `folder`; None if they do not agree."""
+    starts = [events[0] for path in Path(folder).rglob("ledger.jsonl") if (events := read(path.parent))]
+    said = {start.get("constant_dice") for start in starts if start["settings"]["dataset"] == dataset}
+    return said.pop() if len(said) == 1 else None
+
+
 def _from_folder(root, per_image, start, query):
     if not root.is_dir():
         raise Refused(f"{root} is not a folder of results.")

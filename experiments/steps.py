@@ -317,12 +317,11 @@ def conclude(state):
 
 def draw_curve(state):
     """Draw test Dice against labelled images as learning_curve.png, as analysis/ draws many; returns its path."""
-    from analysis.plots import learning_curves  # matplotlib takes a second to import
+    from analysis import plots, runs  # pandas and matplotlib take a second to import
 
-    evaluated = [e for e in state.book.events if e["event"] == "evaluated"]
-    curve = [e["images"] for e in evaluated], [e["metrics"]["test.dice"] for e in evaluated]
     png = io.BytesIO()
-    learning_curves({state.config["label"]: [curve]}, state.run.info["constant_dice"]).savefig(png, dpi=100)
+    frame = runs.load(state.book.folder)
+    plots.curves(frame, constant=state.run.info["constant_dice"]).savefig(png, dpi=100)
     path = state.book.folder / "learning_curve.png"
     write(path, png.getvalue())
     return path

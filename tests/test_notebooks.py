@@ -16,7 +16,7 @@ from conftest import ROOT, events, settings
 from scipy import stats
 from sklearn.metrics.pairwise import cosine_similarity
 
-from analysis import calibration, figures, provenance, runs, statistics
+from analysis import calibration, plots, provenance, runs, statistics
 from analysis.execute import NOTEBOOKS, execute
 from analysis.features import features
 from experiments.errors import Refused
@@ -119,7 +119,7 @@ def test_mean_curve_of_equal_costs_is_scipys_interval():
     rng = np.random.default_rng(0)
     heights = rng.random((4, 3))
     frame = pd.concat([pd.DataFrame({"run": r, "images": [4, 8, 12], "test.dice": heights[r]}) for r in range(4)])
-    mean = figures.mean_curve(frame)
+    mean = plots.mean_curve(frame)
     low, high = stats.t.interval(0.95, 3, loc=heights.mean(0), scale=heights.std(0, ddof=1) / 2)
     np.testing.assert_allclose(mean[["low", "mean", "high"]], np.stack([low, heights.mean(0), high], axis=1))
     assert mean["images"].tolist() == [4, 8, 12]
@@ -129,19 +129,19 @@ def test_mean_curve_reads_runs_off_between_their_points():
     """y = x and y = 3 x, at other costs each: their mean is 2 x wherever both were measured."""
     one = pd.DataFrame({"run": 0, "pixels": [10, 20, 40], "test.dice": [10.0, 20.0, 40.0]})
     other = pd.DataFrame({"run": 1, "pixels": [15, 35, 50], "test.dice": [45.0, 105.0, 150.0]})
-    mean = figures.mean_curve(pd.concat([one, other]), cost="pixels")
+    mean = plots.mean_curve(pd.concat([one, other]), cost="pixels")
     assert mean["pixels"].tolist() == [15, 20, 35, 40]
     np.testing.assert_allclose(mean["mean"], [30, 40, 70, 80])
-    assert figures.mean_curve(one, cost="pixels")[["low", "high"]].isna().all(axis=None)
+    assert plots.mean_curve(one, cost="pixels")[["low", "high"]].isna().all(axis=None)
 
 
 def test_bands_take_three_runs(study):
     two = runs.load(study)
     three = pd.concat([two, two[two["run"] == 0].assign(run=2)])
-    bands = [len(figures.curves(frame).axes[0].collections) for frame in (two, three)]
+    bands = [len(plots.curves(frame).axes[0].collections) for frame in (two, three)]
     assert bands == [0, 2]
     with pytest.raises(Refused, match="share label and run"):
-        figures.curves(pd.concat([two, two]))
+        plots.curves(pd.concat([two, two]))
 
 
 def test_differences_are_those_that_were_compared(study):
@@ -150,7 +150,7 @@ def test_differences_are_those_that_were_compared(study):
     shorter = frame[(frame["run"] == 0) & (frame["cycle"] < 2)].assign(run=7)
     ends = statistics.endpoints(pd.concat([frame, shorter]))
     table = statistics.compare(pd.concat([frame, shorter]))
-    axis = figures.differences(ends, table).axes[0]
+    axis = plots.differences(ends, table).axes[0]
     assert [note.get_text() for note in axis.texts] == ["0", "1"]
     marks = [line.get_xdata()[0] for line in axis.lines if line.get_marker() in "oD" and len(line.get_xdata()) == 1]
     assert marks[2] == pytest.approx(np.mean(marks[:2])) and marks[2] == table["difference"][1]
@@ -158,9 +158,9 @@ def test_differences_are_those_that_were_compared(study):
 
 def test_constant_is_what_the_run_printed(smoke, tmp_path):
     record = smoke(runs_dir=str(tmp_path / "runs"), cycles=0)
-    assert figures.constant_dice(tmp_path / "runs", "phantom") == record.info["constant_dice"]
-    assert figures.constant_dice(tmp_path / "runs", "glas") is None
-    assert figures.constant_dice(tmp_path / "nowhere", "phantom") is None
+    assert runs.constant_dice(tmp_path / "results", "phantom") == record.info["constant_dice"]
+    assert runs.constant_dice(tmp_path / "results", "glas") is None
+    assert runs.constant_dice(tmp_path / "nowhere", "phantom") is None
 
 
 def test_ece_of_the_bins_is_the_logged_one(study):

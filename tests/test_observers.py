@@ -166,7 +166,7 @@ def test_mongo_record(mongo, smoke, patience, tmp_path):
     assert stored["info"]["constant_dice"] == run.info["constant_dice"]
     assert stored["start_time"] <= stored["heartbeat"] and "stop_time" in stored
     assert np.array_equal(curve, np.load(tmp_path / "results" / "bald_0.npy"))
-    assert {"bald_0.npy", "dice.npy", "budget.npy", "query_000.png"} == artifacts.keys()
+    assert {"bald_0.npy", "dice.npy", "budget.npy", "query_000.png", "learning_curve.png"} == artifacts.keys()
     assert "active.py" in sources and all(text == (ROOT / name).read_bytes() for name, text in sources.items())
     assert (tmp_path / "runs" / run._id / "metrics.json").is_file()
 
@@ -283,7 +283,7 @@ def test_absent_at_start(disturbed, mongo, tmp_path, capsys):
     [line] = disturbed(f"mongodb://127.0.0.1:{free_port()}/absent")
     assert line.startswith("MongoDB does not answer") and f"{tmp_path / 'results'}`" in line
     [record] = local(tmp_path / "results")
-    assert record["status"] == "COMPLETED" and record["captured_out"].count("experiments.sync") == 1
+    assert record["status"] == "COMPLETED"
     assert_sync_levels(capsys, f"mongodb://127.0.0.1:{mongo}/absent", tmp_path / "results")
 
 

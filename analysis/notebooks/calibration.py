@@ -26,7 +26,7 @@ sys.path.append("../..")  # the project, seen from this folder
 
 from IPython.display import display
 
-from analysis import calibration, figures
+from analysis import calibration, plots
 from experiments.components import ROOT
 
 RESULTS = ROOT / os.environ.get("ASKMASK_RESULTS", "results")
@@ -55,7 +55,7 @@ errors = calibration.ece(bins)
 errors["label"] = errors["label"] + ", " + errors["kind"]
 for dataset, one in errors[~errors["label"].str.startswith("full,")].groupby("dataset"):
     print(dataset)
-    display(figures.curves(one, costs=["images"], metric="ece"))
+    display(plots.curves(one, costs=["images"], metric="ece"))
 
 # %%
 errors.groupby(["dataset", "label", "images"])["ece"].mean().unstack("images").round(4)

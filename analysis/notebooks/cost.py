@@ -33,7 +33,7 @@ sys.path.append("../..")  # the project, seen from this folder
 
 from IPython.display import display
 
-from analysis import figures, runs
+from analysis import plots, runs
 from experiments.components import ROOT
 
 RESULTS = ROOT / os.environ.get("ASKMASK_RESULTS", "results")
@@ -65,4 +65,4 @@ last.groupby(["dataset", "label"])[["images", "pixels", "boundary", "minutes", "
 # %%
 for dataset, one in frame.groupby("dataset"):
     print(dataset)
-    display(figures.curves(one, costs=["images", "pixels", "boundary", "minutes"]))
+    display(plots.curves(one, costs=["images", "pixels", "boundary", "minutes"]))

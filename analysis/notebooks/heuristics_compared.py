@@ -26,7 +26,7 @@ sys.path.append("../..")  # the project, seen from this folder
 
 from IPython.display import display
 
-from analysis import figures, runs, statistics
+from analysis import plots, runs, statistics
 from experiments.components import ROOT
 from experiments.errors import Refused
 
@@ -68,7 +68,7 @@ for dataset, one in frame.groupby("dataset"):
 # %%
 for dataset, table in tables.items():
     print(dataset)
-    display(figures.differences(ends[ends["dataset"] == dataset], table, BASELINE))
+    display(plots.differences(ends[ends["dataset"] == dataset], table, BASELINE))
 if not tables:
     print("No pairs of runs, no differences to show.")
 
@@ -79,6 +79,6 @@ if not tables:
 
 # %%
 if tables:
-    display(figures.matrix(statistics.penalty_matrix(frame).rename_axis(index="beats", columns="is beaten")))
+    display(plots.matrix(statistics.penalty_matrix(frame).rename_axis(index="beats", columns="is beaten")))
 else:
     print("No pairs of runs, nothing to test.")

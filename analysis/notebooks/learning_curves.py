@@ -25,11 +25,10 @@ sys.path.append("../..")  # the project, seen from this folder
 
 from IPython.display import display
 
-from analysis import figures, runs
+from analysis import plots, runs
 from experiments.components import ROOT
 
 RESULTS = ROOT / os.environ.get("ASKMASK_RESULTS", "results")
-RUNS = ROOT / os.environ.get("ASKMASK_RUNS", "runs")  # Sacred's records, which know what calling all foreground scores
 
 # %%
 frame = runs.load(RESULTS)
@@ -38,14 +37,14 @@ frame.groupby(["dataset", "label"]).agg(runs=("run", "nunique"), first=("images"
 # %% [markdown]
 # **By labelled images.** Read how many images a strategy needs to reach the height that another reaches later. From
 # three runs on, a line is their mean and the band its 95 % t interval; with fewer, each line is one run. Dashed is
-# training on all labels, dotted (where Sacred's records know it) what calling everything foreground would score. Do
+# training on all labels, dotted what calling everything foreground would score. Do
 # not conclude that strategies differ because two lines do, or that they agree because bands overlap: the runs are
 # paired, and only `heuristics_compared` looks at the pairs.
 
 # %%
 for dataset, one in frame.groupby("dataset"):
     print(dataset)
-    display(figures.curves(one, costs=["images"], constant=figures.constant_dice(RUNS, dataset)))
+    display(plots.curves(one, costs=["images"], constant=runs.constant_dice(RESULTS, dataset)))
 
 # %% [markdown]
 # **By labelled pixels.** Read whether a strategy that looked good above merely asked for large images: if so its line
@@ -57,4 +56,4 @@ for dataset, one in frame.groupby("dataset"):
     if one["pixels"].isna().all():
         print("These runs did not record pixels.")
     else:
-        display(figures.curves(one, costs=["pixels"], constant=figures.constant_dice(RUNS, dataset)))
+        display(plots.curves(one, costs=["pixels"], constant=runs.constant_dice(RESULTS, dataset)))
