@@ -5,7 +5,7 @@ Label a few images, train, test, ask for the masks that the heuristic wants most
 
 import os
 
-from experiments import augment, evaluation, prediction, selection, steps, training
+from experiments import asking, augment, evaluation, prediction, selection, steps, training
 from experiments.components import SelectiveExperiment
 from experiments.errors import Refused
 from experiments.observers import observers
@@ -33,7 +33,7 @@ def check(config, components, command):
     if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):
         raise Refused(f"label names a file, so it cannot be {config['label']!r}.")
     training.check()
-    selection.check(components["heuristic"], components["batch"], steps.reduction(config))
+    selection.check(components["heuristic"], components["batch"], asking.reduction(config))
     selection.scorers(config["noted"])
     if command in ("main", "full"):
         steps.check({**config, **CEILING} if command == "full" else config, components)

@@ -63,7 +63,9 @@ def curves(frame, costs=("images",), metric="test.dice", constant=None, size=(7,
     for axis, cost in zip(axes.flat, costs, strict=False):
         unit, name = COSTS[cost]
         if len(full):
-            axis.axhline(full[metric].mean(), color="black", linestyle=(0, (6, 3)), linewidth=1, label="all training labels")
+            axis.axhline(
+                full[metric].mean(), color="black", linestyle=(0, (6, 3)), linewidth=1, label="all training labels"
+            )
         if constant is not None:
             axis.axhline(constant, color="black", linestyle=":", linewidth=1, label="calling everything foreground")
         for k, (label, method) in enumerate(methods.dropna(subset=[cost, metric]).groupby("label")):

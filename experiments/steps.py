@@ -1,6 +1,5 @@
 """The steps of a run, each leaving its event in the ledger, or taking it from there when it was done before."""
 
-import csv
 import io
 import math
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import evaluation, ledger, metrics, prediction, selection, training
+from experiments import asking, evaluation, ledger, metrics, training
 from experiments.components import PRESETS
 from experiments.errors import Refused
 from experiments.ledger import Ledger, write
@@ -112,8 +111,10 @@ def initial(state):
     """Choose the first images; returns their queries."""
     event = state.book.find("start")
     if event is None:
-        pool = pool_of(state, range(len(state.train)), 0)
-        queries, _ = ask(state.parts["initial"], state.parts["batch"], pool, state.config["start"], state.at("initial"))
+        pool = asking.pool_of(state, range(len(state.train)), 0)
+        queries, _ = asking.ask(
+            state.parts["initial"], state.parts["batch"], pool, state.config["start"], state.at("initial")
+        )
         named = {
             "classes": state.parts["dataset"].CLASSES,
             "test": state.test.ids if state.test else [],
@@ -180,63 +181,16 @@ def query(state, cycle):
         state.bar.start(f"cycle {cycle}/{state.config['cycles']}, scoring the pool")
         unlabelled = np.flatnonzero(~state.active.labelled).tolist()
         before = state.book.find("queried", cycle - 1)
-        pool = pool_of(state, unlabelled, cycle, memory=before["memory"] if before else {}, advance=state.bar.advance)
-        n, way = state.config["query"], reduction(state.config)
-        queries, scores = ask(heuristic, state.parts["batch"], pool, n, (*state.at(cycle), "query"), way)
-        write(state.book.folder / "queries" / f"cycle_{cycle:03d}.csv", table(pool, queries, scores))
+        pool = asking.pool_of(
+            state, unlabelled, cycle, memory=before["memory"] if before else {}, advance=state.bar.advance
+        )
+        n, way = state.config["query"], asking.reduction(state.config)
+        queries, scores = asking.ask(heuristic, state.parts["batch"], pool, n, (*state.at(cycle), "query"), way)
+        write(state.book.folder / "queries" / f"cycle_{cycle:03d}.csv", asking.table(pool, queries, scores))
         event = state.book.append("queried", cycle, queries=queries, memory=pool.memory)
         state.book.time(cycle, query=perf_counter() - began)
-    show(state, cycle, event["queries"])
+    asking.show(state, cycle, event["queries"])
     return event["queries"]
-
-
-def pool_of(state, indices, cycle, **more):
-    """These training images as a heuristic may see them."""
-    needs = getattr(state.parts["heuristic"], "NEEDS", ())
-    return prediction.open_pool(
-        state.train,
-        indices,
-        state.at(cycle),
-        state.config["mc_iters"],
-        model=state.model,
-        needs=needs,
-        scorers=selection.scorers(state.config["noted"]),
-        **more,
-    )
-
-
-def ask(heuristic, batch, pool, n, place, reduction="mean"):
-    """(queries as JSON values, best first: id, region (None = whole image), score, rank and passes; all scores)."""
-    picked, scores = selection.select(heuristic, batch, pool, n, generator(*place), reduction)
-    queries = [
-        {
-            "id": pool.ids[i],
-            "region": None,
-            "score": None if scores is None else float(scores[i]),
-            "rank": None if scores is None else int((scores > scores[i]).sum()),
-            "passes": int(pool.passes[i]),
-        }
-        for i in picked
-    ]
-    return queries, scores
-
-
-def table(pool, queries, scores):
-    """CSV bytes, a line for each image of the pool: id, group, place in the query, score and the noted scores."""
-    places = {query["id"]: place for place, query in enumerate(queries)}
-    noted = pool.noted()
-    rows = {
-        "id": pool.ids,
-        "group": pool.groups,
-        "picked": [places.get(id, "") for id in pool.ids],
-        "score": [""] * len(pool) if scores is None else scores.tolist(),
-        **{name: values.tolist() for name, values in noted.items()},
-    }
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(rows)
-    writer.writerows(zip(*rows.values(), strict=True))
-    return text.getvalue().encode()
 
 
 def fit(state, cycle):
@@ -281,26 +235,6 @@ def publish(state, cycle, event):
     return dice
 
 
-def show(state, cycle, queries):
-    """Draw what was asked for as queries/cycle_<n>.png and an artifact."""
-    from experiments import pictures  # matplotlib takes a second to import
-
-    path = state.book.folder / "queries" / f"cycle_{cycle:03d}.png"
-    if not path.exists():
-        number = {id: index for index, id in enumerate(state.train.ids)}
-        chosen = [number[query["id"]] for query in queries][:8]
-        maps = [None] * len(chosen)
-        heuristic = state.parts["heuristic"]
-        if hasattr(heuristic, "uncertainty") and state.holds == cycle:
-            pool = pool_of(state, chosen, cycle)
-            for positions, seen in pool.predictions():
-                for position, uncertainty in zip(positions, heuristic.uncertainty(seen).cpu(), strict=True):
-                    maps[position] = uncertainty.numpy()
-        titles = [f"{q['id']}" + ("" if q["score"] is None else f"  {q['score']:.3g}") for q in queries[:8]]
-        write(path, pictures.queries([state.train.image(i).cpu().numpy() for i in chosen], maps, titles))
-    state.run.add_artifact(str(path), f"query_{cycle:03d}.png")
-
-
 def conclude(state):
     """Hand the arrays to the observers and say where the result lies."""
     if not state.active.n_unlabelled and state.config["cycles"]:
@@ -325,11 +259,6 @@ def draw_curve(state):
     path = state.book.folder / "learning_curve.png"
     write(path, png.getvalue())
     return path
-
-
-def reduction(config):
-    """How this run's heuristic turns a map into a score."""
-    return config.get(config["heuristic"], {}).get("reduction", "mean")
 
 
 def count(share, size):

@@ -1,0 +1,82 @@
+"""What is asked for: from the pool to the queries in the ledger, with their table of scores and their picture."""
+
+import csv
+import io
+
+from experiments import prediction, selection
+from experiments.ledger import write
+from experiments.randomness import generator
+
+
+def ask(heuristic, batch, pool, n, place, reduction="mean"):
+    """(queries as JSON values, best first: id, region (None = whole image), score, rank and passes; all scores)."""
+    picked, scores = selection.select(heuristic, batch, pool, n, generator(*place), reduction)
+    queries = [
+        {
+            "id": pool.ids[i],
+            "region": None,
+            "score": None if scores is None else float(scores[i]),
+            "rank": None if scores is None else int((scores > scores[i]).sum()),
+            "passes": int(pool.passes[i]),
+        }
+        for i in picked
+    ]
+    return queries, scores
+
+
+def pool_of(state, indices, cycle, **more):
+    """These training images as a heuristic may see them."""
+    needs = getattr(state.parts["heuristic"], "NEEDS", ())
+    return prediction.open_pool(
+        state.train,
+        indices,
+        state.at(cycle),
+        state.config["mc_iters"],
+        model=state.model,
+        needs=needs,
+        scorers=selection.scorers(state.config["noted"]),
+        **more,
+    )
+
+
+def reduction(config):
+    """How this run's heuristic turns a map into a score."""
+    return config.get(config["heuristic"], {}).get("reduction", "mean")
+
+
+def table(pool, queries, scores):
+    """CSV bytes, a line for each image of the pool: id, group, place in the query, score and the noted scores."""
+    places = {query["id"]: place for place, query in enumerate(queries)}
+    noted = pool.noted()
+    rows = {
+        "id": pool.ids,
+        "group": pool.groups,
+        "picked": [places.get(id, "") for id in pool.ids],
+        "score": [""] * len(pool) if scores is None else scores.tolist(),
+        **{name: values.tolist() for name, values in noted.items()},
+    }
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(rows)
+    writer.writerows(zip(*rows.values(), strict=True))
+    return text.getvalue().encode()
+
+
+def show(state, cycle, queries):
+    """Draw what was asked for as queries/cycle_<n>.png and an artifact."""
+    from experiments import pictures  # matplotlib takes a second to import
+
+    path = state.book.folder / "queries" / f"cycle_{cycle:03d}.png"
+    if not path.exists():
+        number = {id: index for index, id in enumerate(state.train.ids)}
+        chosen = [number[query["id"]] for query in queries][:8]
+        maps = [None] * len(chosen)
+        heuristic = state.parts["heuristic"]
+        if hasattr(heuristic, "uncertainty") and state.holds == cycle:
+            pool = pool_of(state, chosen, cycle)
+            for positions, seen in pool.predictions():
+                for position, uncertainty in zip(positions, heuristic.uncertainty(seen).cpu(), strict=True):
+                    maps[position] = uncertainty.numpy()
+        titles = [f"{q['id']}" + ("" if q["score"] is None else f"  {q['score']:.3g}") for q in queries[:8]]
+        write(path, pictures.queries([state.train.image(i).cpu().numpy() for i in chosen], maps, titles))
+    state.run.add_artifact(str(path), f"query_{cycle:03d}.png")
