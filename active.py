@@ -62,7 +62,7 @@ def settings():
     seed = run  # what all randomness is derived from
     start = 4  # labelled images at the beginning, or their share of the training set
     query = 4  # images to label in each cycle, or their share of the training set
-    cycles = 3  # queries; there is one evaluation more
+    cycles = 2  # queries; there is one evaluation more
     noted = ["entropy", "expected_entropy", "bald", "variance"]  # scores of the same passes kept beside the heuristic's
     mc_iters = 10  # stochastic passes that score the pool; the published setting is 20
     label = heuristic  # results are <results_dir>/<label>_<run>.npy and a folder of that name

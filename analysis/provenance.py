@@ -129,12 +129,14 @@ def redundancy_figure(table):
 def map_figure(ids, features, started, pool):
     """A Figure of the first two principal components of features (N, D): when each image was asked for.
 
-    Pearson 1901, https://doi.org/10.1080/14786440109462720
+    Of the ranks of the features (Spearman's correlations), so that one image with huge values does not push all
+    others into a point. Pearson 1901, https://doi.org/10.1080/14786440109462720
     """
+    from scipy.stats import rankdata
     from sklearn.decomposition import PCA
 
-    pca = PCA(2).fit(features)
-    place = pd.DataFrame(pca.transform(features), index=ids)
+    pca = PCA(2)
+    place = pd.DataFrame(pca.fit_transform(rankdata(features, axis=0) / len(features)), index=ids)
     asked = pool[pool["picked"].notna()]
     marked = [("the start", started)]
     marked += [(f"cycle {cycle}", one["id"].tolist()) for cycle, one in asked.groupby("cycle")]

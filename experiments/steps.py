@@ -18,6 +18,7 @@ from experiments.ledger import Ledger, write
 from experiments.progress import Progress, plan
 from experiments.randomness import generator, key
 from experiments.store import IGNORE, Store
+from heuristics.batches import top
 
 
 @dataclass
@@ -108,13 +109,11 @@ def introduce(config, run, splits, test, classes):
 
 
 def initial(state):
-    """Choose the first images; returns their queries."""
+    """Choose the first images, the same for every heuristic and batch of one run number; returns their queries."""
     event = state.book.find("start")
     if event is None:
         pool = asking.pool_of(state, range(len(state.train)), 0)
-        queries, _ = asking.ask(
-            state.parts["initial"], state.parts["batch"], pool, state.config["start"], state.at("initial")
-        )
+        queries, _ = asking.ask(state.parts["initial"], top, pool, state.config["start"], state.at("initial"))
         named = {
             "classes": state.parts["dataset"].CLASSES,
             "test": state.test.ids if state.test else [],

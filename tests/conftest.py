@@ -106,6 +106,13 @@ def phantom_root(tmp_path_factory):
     return root
 
 
+def join_heartbeat(run):
+    """The last metrics are written by the heartbeat's thread, for which Sacred waits 2 seconds only."""
+    if run._heartbeat is not None:
+        run._heartbeat.join(30)
+        assert not run._heartbeat.is_alive()
+
+
 @pytest.fixture(scope="session")
 def experiment():
     """active.ex; the warnings that baal and sacred give while they are imported are theirs, later ones are not."""

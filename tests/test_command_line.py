@@ -201,6 +201,8 @@ def test_strategies_of_one_run_number_begin_alike(smoke, undisturbed, tmp_path):
     for name in ("random", "entropy"):
         smoke(heuristic=name)
         books[name] = events(tmp_path / "results", name)
+    smoke(heuristic="entropy", batch="balanced", label="balanced", cycles=0)
+    assert events(tmp_path / "results", "balanced")[0]["queries"] == books["bald"][0]["queries"]
     smoke(heuristic="random", run=1, cycles=0)
     other = events(tmp_path / "results", "random", 1)
     start, evaluated = books["bald"][:2]

@@ -15,7 +15,7 @@ from pathlib import Path
 import gridfs
 import numpy as np
 import pytest
-from conftest import ROOT, command, events, free_port, ledger_bytes, settings, start_mongod
+from conftest import ROOT, command, events, free_port, join_heartbeat, ledger_bytes, settings, start_mongod
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
@@ -23,13 +23,6 @@ from experiments import components, observers, steps, sync
 from experiments import mongo as projection
 from experiments.errors import Refused, Terminated
 from experiments.record import LARGEST
-
-
-def join_heartbeat(run):
-    """The last metrics are written by the heartbeat's thread, for which Sacred waits 2 seconds only."""
-    if run._heartbeat is not None:
-        run._heartbeat.join(30)
-        assert not run._heartbeat.is_alive()
 
 
 def measured(results, label="bald"):

@@ -16,7 +16,7 @@ import gridfs
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, events, settings
+from conftest import ROOT, events, join_heartbeat, settings
 
 from experiments import omniboard
 from experiments.errors import Refused
@@ -51,9 +51,7 @@ def recorded(url, runs, tmp_path_factory, phantom_root, experiment):
     """(the document of a finished run, its ledger's evaluated events)"""
     results = tmp_path_factory.mktemp("recorded")
     run = experiment.run(config_updates=settings(phantom_root, results, mongo_url=url), named_configs=["smoke"])
-    run._heartbeat.join(30)
-    for observer in run.observers:
-        observer.runs.database.client.close()
+    join_heartbeat(run)
     return runs["runs"].find_one(), [e for e in events(results) if e["event"] == "evaluated"]
 
 

@@ -6,20 +6,11 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import events
+from conftest import events, join_heartbeat
 
 from analysis import statistics
 from analysis.runs import COSTS, SETTINGS, load
 from experiments.errors import Refused
-
-
-def join_heartbeat(run):
-    """The last metrics are written by the heartbeat's thread, for which Sacred waits 2 seconds only."""
-    if run._heartbeat is not None:
-        run._heartbeat.join(30)
-    for observer in run.observers:
-        if hasattr(observer, "runs") and hasattr(observer.runs, "database"):  # MongoDB's, which Sacred leaves open
-            observer.runs.database.client.close()
 
 
 def copy(folder, to, label="bald", run=0):

@@ -90,10 +90,10 @@ if vectors is not None:
     display(provenance.redundancy_figure(redundancy) if len(redundancy) else "Queries of one image have no pairs.")
 
 # %% [markdown]
-# **Where in the pool.** All training images by the first two principal components of the same features; a number is
-# the cycle in which an image was asked for, `s` marks the start. Read whether queries spread or crowd into a corner.
-# Two components are a shadow of all of them (the axes say how much they keep): near here need not be alike. Size
-# shows too: images of one size may form a group of their own.
+# **Where in the pool.** All training images by the first two principal components of the ranks of those features; a
+# number is the cycle in which an image was asked for, `s` marks the start. Read whether queries spread or crowd into a
+# corner. Two components are a shadow of all of them (the axes say how much they keep): near here need not be alike.
+# Size shows too: images of one size may form a group of their own.
 
 # %%
 if vectors is not None:
