@@ -26,7 +26,7 @@ def select(pool, n, rng, ids, file):
     position = {id: i for i, id in enumerate(pool.ids)}
     unknown = [id for id in wanted if id not in position]
     if unknown:
-        raise Refused(f"given names {unknown[0]!r}, which is no training image: they are called {pool.ids[0]} ...")
+        raise Refused(f"given names {unknown[0]!r}, which is no training image: {pool.ids[0]} is one.")
     if len(set(wanted)) != len(wanted) or len(wanted) != n:
         raise Refused(
             f"given must name start={n} different images, and names {len(set(wanted))}: set one or the other."

@@ -1,4 +1,4 @@
-"""Strategies against hand-worked examples and independent oracles; what every file promises is in test_heuristics.py."""
+"""Strategies against hand-worked examples and independent oracles; test_heuristics.py has what every file promises."""
 
 import math
 from collections import Counter
@@ -281,7 +281,7 @@ def test_given_ids_or_file(tmp_path):
         (["im7"], "names 1"),
         (["im7", "im7"], "names 1"),
         ([""], "names 0"),
-        (["im7", "x"], "'x', which is no training image: they are called im0"),
+        (["im7", "x"], "'x', which is no training image: im0 is one"),
     ):
         with pytest.raises(Refused, match=said):
             given.select(plain_pool(), 2, None, ids=ids, file="")
