@@ -33,6 +33,9 @@ def check(config, components, command):
     if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):
         raise Refused(f"label names a file, so it cannot be {config['label']!r}.")
     training.check()
+    for component in components.values():
+        if hasattr(component, "check"):
+            component.check()
     selection.check(components["heuristic"], components["batch"], asking.reduction(config))
     selection.scorers(config["noted"])
     if command in ("main", "full"):

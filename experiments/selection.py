@@ -1,18 +1,61 @@
 """From a heuristic to picked images: a map gives a score by its reduction, a score gives a selection by a batch."""
 
+import re
 from functools import partial
 from inspect import signature
+from math import nan
 
 import numpy as np
+import torch
 
 from experiments.components import defaults, load
 from experiments.errors import Refused
+
+KNOWN = "mean, sum, max, q1 to q99 (a percentile), foreground, boundary"
+
+
+def reducer(name):
+    """The function that makes a map (B, H, W) and its Prediction one score an image (B,).
+
+    Pixels that are not valid never count. "foreground" and "boundary" are means over the pixels that are predicted so,
+    0 in an image without any. Raises Refused for a name that is not KNOWN.
+    """
+    if name in WHERE:
+        return lambda u, prediction: mean_where(u, prediction.valid & WHERE[name](prediction.mean.argmax(1)))
+    if re.fullmatch("q[1-9][0-9]?", name):
+        return lambda u, prediction: percentile(u, prediction.valid, int(name[1:]))
+    if name not in REDUCTIONS:
+        raise Refused(f"There is no reduction {name!r}, only {KNOWN}.")
+    return lambda u, prediction: REDUCTIONS[name](u, prediction.valid)
+
 
 REDUCTIONS = {
     "mean": lambda u, valid: u.where(valid, 0).sum((1, 2)) / valid.sum((1, 2)),
     "sum": lambda u, valid: u.where(valid, 0).sum((1, 2)),
     "max": lambda u, valid: u.where(valid, -float("inf")).amax((1, 2)),
 }
+WHERE = {"foreground": lambda labels: labels > 0, "boundary": lambda labels: boundary(labels)}
+
+
+def mean_where(u, chosen):
+    return u.where(chosen, 0).sum((1, 2)) / chosen.sum((1, 2)).clamp_min(1)
+
+
+def percentile(u, valid, q):
+    """The value that q % of an image's valid pixels do not exceed: (B,), NaN without a valid pixel."""
+    pixels = [values[inside] for values, inside in zip(u, valid, strict=True)]
+    return torch.stack([v.kthvalue(-(-q * len(v) // 100)).values if len(v) else u.new_tensor(nan) for v in pixels])
+
+
+def boundary(labels):
+    """Where labels (B, H, W) differ from one of their four neighbours."""
+    edges = torch.zeros_like(labels, dtype=torch.bool)
+    for axis in (1, 2):
+        differs = labels.diff(dim=axis) != 0
+        length = differs.shape[axis]
+        edges.narrow(axis, 0, length).logical_or_(differs)
+        edges.narrow(axis, 1, length).logical_or_(differs)
+    return edges
 
 
 def check(heuristic, batch, reduction):
@@ -20,8 +63,10 @@ def check(heuristic, batch, reduction):
     name, way = (module.__name__.rpartition(".")[2] for module in (heuristic, batch))
     if hasattr(heuristic, "select") and way != "top":
         raise Refused(f"heuristic={name} selects its images itself and would ignore batch={way}: use batch=top.")
-    if reduction not in REDUCTIONS:
-        raise Refused(f"{name}.reduction is one of {', '.join(REDUCTIONS)}, not {reduction!r}.")
+    try:
+        reducer(reduction)
+    except Refused as error:
+        raise Refused(f"{name}.reduction: {error}") from None
 
 
 def scorers(names):
@@ -38,7 +83,7 @@ def scorers(names):
 
 
 def mean_uncertainty(uncertainty, prediction):
-    return REDUCTIONS["mean"](uncertainty(prediction), prediction.valid)
+    return reducer("mean")(uncertainty(prediction), prediction)
 
 
 def select(heuristic, batch, pool, n, rng, reduction="mean"):
@@ -65,9 +110,9 @@ def score(heuristic, pool, rng, reduction="mean"):
     else:
         scores = np.empty(len(pool))
         pending = []  # read back only after the last batch was launched
+        reduce = reducer(reduction)
         for positions, prediction in pool.predictions():
-            reduced = REDUCTIONS[reduction](heuristic.uncertainty(prediction), prediction.valid)
-            pending.append((positions, reduced))
+            pending.append((positions, reduce(heuristic.uncertainty(prediction), prediction)))
         for positions, reduced in pending:
             scores[positions] = reduced.cpu().numpy()
     for position in np.flatnonzero(~np.isfinite(scores)):

@@ -13,7 +13,7 @@ ingredient = Ingredient("entropy")
 
 @ingredient.config
 def settings():
-    reduction = "mean"  # how the map becomes one score: mean, sum or max over the pixels
+    reduction = "mean"  # how the map becomes one score: mean, max, q90, foreground ...
 
 
 @ingredient.capture

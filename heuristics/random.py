@@ -15,4 +15,8 @@ PUBLISHED_AS = ("rand",)
 @ingredient.capture
 def score(pool, rng):
     """(N,) numbers in [0, 1)."""
+    return draws(pool, rng)
+
+
+def draws(pool, rng):
     return uniform(int(rng.integers(2**63)), pool.ids)

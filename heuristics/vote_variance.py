@@ -14,7 +14,7 @@ PUBLISHED_AS = ("mc",)
 
 @ingredient.config
 def settings():
-    reduction = "mean"  # how the map becomes one score: mean, sum or max over the pixels
+    reduction = "mean"  # how the map becomes one score: mean, max, q90, foreground ...
 
 
 @ingredient.capture

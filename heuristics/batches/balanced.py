@@ -16,6 +16,11 @@ ingredient = Ingredient("balanced")
 
 @ingredient.capture
 def pick(scores, pool, n, rng):
+    """n positions, best first, n / groups of each group. Raises Refused if the dataset has no groups."""
+    return share_out(scores, pool, n)
+
+
+def share_out(scores, pool, n):
     """n positions, best first, n / groups of each group; a group that runs out is topped up from the rest.
 
     An n that the groups do not divide gives one more to the groups whose best images score highest. Raises

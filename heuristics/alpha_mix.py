@@ -1,0 +1,23 @@
+"""alpha H[mean_t p_t] + (1 - alpha) mean_t H[p_t], in nats: total and expected entropy mixed.
+
+Published as "JSD" by StochasticBatchAL and AL-MGS (Gaillochet et al. 2023, https://arxiv.org/abs/2301.07670), whose
+code adds the two entropies with these weights; the Jensen-Shannon divergence is their difference, which is `bald`.
+"""
+
+from sacred import Ingredient
+
+from heuristics.entropy import entropy
+
+ingredient = Ingredient("alpha_mix")
+
+
+@ingredient.config
+def settings():
+    alpha = 0.5  # 1 is `entropy`, 0 is `expected_entropy`; the published value is .5
+    reduction = "mean"  # how the map becomes one score: mean, max, q90, foreground ...
+
+
+@ingredient.capture
+def uncertainty(prediction, alpha):
+    """(B, H, W) nats, 0 to log C."""
+    return alpha * entropy(prediction.mean) + (1 - alpha) * prediction.expected_entropy

@@ -1,0 +1,52 @@
+"""Stochastic batches: the best of random groups, so that a query is uncertain as a whole and not all alike.
+
+Gaillochet et al. 2023, https://arxiv.org/abs/2301.07670. Disjoint groups as in StochasticBatchAL and AL-MGS, or groups
+drawn anew from the whole pool as there with `resample` and in AL-SEG. Draws are keyed by image id.
+"""
+
+import numpy as np
+from sacred import Ingredient
+
+from experiments.errors import Refused
+from experiments.randomness import uniform
+from heuristics.batches.top import ranking
+
+ingredient = Ingredient("stochastic")
+
+
+@ingredient.config
+def settings():
+    size = 0  # images of a group; 0: a group is a whole query, as published
+    resample = False  # True: groups are drawn independently and may share images
+    groups = 0  # how many are drawn with resample; 0: as many as would be disjoint
+    reduction = "mean"  # of the members' scores: mean, max or sum
+
+
+@ingredient.capture
+def check(size, groups, reduction):
+    if reduction not in REDUCTIONS:
+        raise Refused(f"stochastic.reduction is one of {', '.join(REDUCTIONS)}, not {reduction!r}.")
+    if size < 0 or groups < 0:
+        raise Refused(f"stochastic.size and stochastic.groups are at least 0, not {size} and {groups}.")
+
+
+@ingredient.capture
+def pick(scores, pool, n, rng, size, resample, groups, reduction):
+    """n positions: the best groups, each with its best image first. Images left over by disjoint groups come last."""
+    scores = np.asarray(scores, dtype=np.float64)
+    size = min(size or n, n)
+    count = (groups if resample else 0) or max(1, len(pool) // size)
+    drawn = draw_groups(pool.ids, size, count, resample, int(rng.integers(2**63)))
+    order = ranking([REDUCTIONS[reduction](scores[group]) for group in drawn], [pool.ids[g[0]] for g in drawn])
+    queue = [i for g in order for i in sorted(drawn[g], key=lambda i: (-scores[i], pool.ids[i]))]
+    return list(dict.fromkeys([*queue, *ranking(scores, pool.ids)]))[:n]
+
+
+def draw_groups(ids, size, count, resample, salt):
+    """(count, size) positions: slices of one random order, or each the start of an order of its own."""
+    if resample:
+        return np.array([np.argsort(uniform(salt + k, ids))[:size] for k in range(count)])
+    return np.argsort(uniform(salt, ids))[: count * size].reshape(count, size)
+
+
+REDUCTIONS = {"mean": np.mean, "max": np.max, "sum": np.sum}

@@ -1,0 +1,34 @@
+"""Images at random, more often those with more predicted foreground: a strong and cheap baseline.
+
+Drawn without replacement with the predicted foreground share as weight: Efraimidis & Spirakis 2006,
+https://doi.org/10.1016/j.ipl.2005.11.003. That baselines should know of foreground: Lueth et al. 2025 (nnActive),
+https://arxiv.org/abs/2511.19183.
+"""
+
+import numpy as np
+from sacred import Ingredient
+
+from heuristics.random import draws
+
+ingredient = Ingredient("foreground_random")
+
+
+@ingredient.config
+def settings():
+    least = 0.01  # weight of an image without predicted foreground: every image can be drawn
+
+
+@ingredient.capture
+def score(pool, rng, least):
+    """(N,) weight / e, e exponential: the n largest are a weighted sample of n."""
+    return np.maximum(foreground(pool), least) / -np.log1p(-draws(pool, rng) - 2.0**-65)
+
+
+def foreground(pool):
+    """(N,) share of pixels that one deterministic pass calls foreground."""
+    shares, pending = np.empty(len(pool)), []
+    for positions, prediction in pool.predictions("deterministic"):
+        pending.append((positions, (prediction.mean.argmax(1) > 0).float().mean((1, 2))))
+    for positions, values in pending:
+        shares[positions] = values.cpu().numpy()
+    return shares

@@ -1,0 +1,20 @@
+"""One minus the difference between the mean prediction's two largest probabilities (breaking ties).
+
+Scheffer et al. 2001, https://doi.org/10.1007/3-540-44816-0_31
+"""
+
+from sacred import Ingredient
+
+ingredient = Ingredient("margin")
+
+
+@ingredient.config
+def settings():
+    reduction = "mean"  # how the map becomes one score: mean, max, q90, foreground ...
+
+
+@ingredient.capture
+def uncertainty(prediction):
+    """(B, H, W), 0 to 1."""
+    first, second = prediction.mean.topk(2, dim=1).values.unbind(1)
+    return 1 - (first - second)

@@ -1,0 +1,37 @@
+"""An initial set with every image-level group in its own proportion, at random within each."""
+
+from collections import Counter
+
+from sacred import Ingredient
+
+from experiments.errors import Refused
+from heuristics.batches.top import ranking
+from heuristics.random import draws
+
+ingredient = Ingredient("stratified")
+NEEDS_MODEL = False
+
+
+@ingredient.capture
+def select(pool, n, rng):
+    """n positions; what rounding leaves over goes to the largest remainders. Raises Refused without groups."""
+    if not any(pool.groups):
+        raise Refused("stratified needs image-level groups and this dataset has none: use initial=random.")
+    quota = proportional(Counter(pool.groups), n)
+    picked = []
+    for i in ranking(draws(pool, rng), pool.ids):
+        if quota[pool.groups[i]] > 0:
+            quota[pool.groups[i]] -= 1
+            picked.append(i)
+    return picked
+
+
+def proportional(sizes, n):
+    """{group: number of n}, by largest remainders (Hamilton's method); ties go to the group whose name is first."""
+    total = sum(sizes.values())
+    exact = {group: n * size / total for group, size in sizes.items()}
+    quota = {group: int(share) for group, share in exact.items()}
+    left = sorted(exact, key=lambda group: (quota[group] - exact[group], group))
+    for group in left[: n - sum(quota.values())]:
+        quota[group] += 1
+    return quota
