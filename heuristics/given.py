@@ -17,18 +17,25 @@ def settings():
 
 
 @ingredient.capture
+def check(ids, file):
+    if not wanted(ids, file):
+        raise Refused("given names no image: set given.ids=['train_1','train_4'] or given.file=... and start to match.")
+
+
+@ingredient.capture
 def select(pool, n, rng, ids, file):
     """Their n positions in that order. Raises Refused if they are not n different images of the training set."""
-    try:
-        wanted = Path(file).read_text("utf-8").split() if file else [id for id in ids if id]
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"given.file={file} cannot be read ({error}).") from error
-    position = {id: i for i, id in enumerate(pool.ids)}
-    unknown = [id for id in wanted if id not in position]
+    named, position = wanted(ids, file), {id: i for i, id in enumerate(pool.ids)}
+    unknown = [id for id in named if id not in position]
     if unknown:
         raise Refused(f"given names {unknown[0]!r}, which is no training image: {pool.ids[0]} is one.")
-    if len(set(wanted)) != len(wanted) or len(wanted) != n:
-        raise Refused(
-            f"given must name start={n} different images, and names {len(set(wanted))}: set one or the other."
-        )
-    return [position[id] for id in wanted]
+    if len(set(named)) != len(named) or len(named) != n:
+        raise Refused(f"given names {len(set(named))} different images and start is {n}: make them agree.")
+    return [position[id] for id in named]
+
+
+def wanted(ids, file):
+    try:
+        return Path(file).read_text("utf-8").split() if file else [id for id in ids if id]
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"given.file={file} cannot be read ({error}).") from error

@@ -278,12 +278,14 @@ def test_given_ids_or_file(tmp_path):
     assert given.select(plain_pool(), 2, None, ids=["im7", "im2"], file="") == [7, 2]
     assert given.select(plain_pool(), 2, None, ids=[""], file=str(file)) == [3, 1]
     for ids, said in (
-        (["im7"], "names 1"),
+        (["im7"], "names 1 different images and start is 2"),
         (["im7", "im7"], "names 1"),
         ([""], "names 0"),
         (["im7", "x"], "'x', which is no training image: im0 is one"),
     ):
         with pytest.raises(Refused, match=said):
             given.select(plain_pool(), 2, None, ids=ids, file="")
+    with pytest.raises(Refused, match="given names no image"):
+        given.check(ids=[""], file="")
     with pytest.raises(Refused, match="cannot be read"):
         given.select(plain_pool(), 2, None, ids=[""], file=str(tmp_path / "absent"))
