@@ -113,6 +113,17 @@ def join_heartbeat(run):
         assert not run._heartbeat.is_alive()
 
 
+@pytest.fixture(scope="module")
+def single_thread():
+    """Images this small are several times slower on two threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def experiment():
     """active.ex; the warnings that baal and sacred give while they are imported are theirs, later ones are not."""

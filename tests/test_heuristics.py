@@ -23,20 +23,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what baal says while it is imported is its own
     from baal.active import heuristics as baal
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 IDS = ["m3", "a1", "z9", "c4", "b2", "k7", "d5"]  # not in the order of the alphabet
 ALL = range(len(IDS))
 LOG2 = math.log(2)
 EVERY = [name for name in names("heuristic") if name != "given"]  # it has no default, its ids are the user's
 FITTING = [(h, b) for h in EVERY for b in names("batch") if b == "top" or not hasattr(load("heuristic", h), "select")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def single_thread():
-    """Images this small are several times slower on two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

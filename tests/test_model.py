@@ -7,16 +7,8 @@ from torch import nn
 from experiments.dropout import KeyedDropout, patch
 from models import unet
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 SITES = 11
-
-
-@pytest.fixture(scope="module", autouse=True)
-def single_thread():
-    """Images this small are several times slower on two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def count(model, kind):

@@ -23,15 +23,7 @@ with warnings.catch_warnings():
     from baal.active import heuristics as baal
 
 
-@pytest.fixture(scope="module", autouse=True)
-def single_thread():
-    """Images this small are several times slower on two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
+pytestmark = pytest.mark.usefixtures("single_thread")
 PLACE = (0, "drawn", 1)
 PASSES = 5
 MAPS = [bald, entropy, expected_entropy, variance, vote_variance]

@@ -14,18 +14,10 @@ from experiments.losses import LOSSES
 from experiments.store import IGNORE, Item, Split, Store
 from models.unet import UNet
 
+pytestmark = pytest.mark.usefixtures("single_thread")
 SIDE = 48
 PLACE = (0, "discs", 0)
 FAST = dict(epochs=2, draws=2, batch=4, lr=0.01, validate_every=1, precision="float32")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def single_thread():
-    """Images this small are several times slower on two threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
