@@ -8,10 +8,9 @@ import os
 from experiments import asking, augment, evaluation, prediction, selection, steps, training
 from experiments.components import SelectiveExperiment
 from experiments.errors import Refused
+from experiments.ledger import CEILING
 from experiments.observers import observers
 from experiments.record import kept_output
-
-CEILING = {"label": "full", "initial": "first", "start": 1.0, "cycles": 0}  # what the command `full` changes
 
 
 def check(config, components, command):

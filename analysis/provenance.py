@@ -26,10 +26,9 @@ def pools(folder):
         raise Refused(f"{folder} holds no queries/cycle_000.csv: the run asked for nothing, or an old version made it.")
     frames = []
     for file in files:
-        words = pd.read_csv(file, dtype=str, keep_default_na=False).set_index(
-            ["id", "group"]
-        )  # an id may be 007, or NA
-        frames.append(words.replace("", "nan").astype(float).assign(cycle=int(file.stem[-3:])).reset_index())
+        words = pd.read_csv(file, dtype=str, keep_default_na=False)  # an id may be 007, or NA
+        numbers = words.set_index(["id", "group"]).replace("", "nan").astype(float)
+        frames.append(numbers.assign(cycle=int(file.stem.removeprefix("cycle_"))).reset_index())
     return pd.concat(frames, ignore_index=True)
 
 

@@ -11,6 +11,7 @@ from sacred.utils import iterate_flattened
 
 import active
 from experiments import components
+from experiments.ledger import CEILING
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "baal", "sacred", "numpy", "scipy", "pandas", "monai", "scikit-image")
@@ -24,8 +25,8 @@ def command(events):
     """
     settings = complete(events)
     usual, program = defaults(settings), "active.py"
-    if all(settings[key] == value for key, value in active.CEILING.items() if key != "start"):
-        program, settings = "active.py full", {k: v for k, v in settings.items() if k not in active.CEILING}
+    if all(settings[key] == value for key, value in CEILING.items() if key != "start"):
+        program, settings = "active.py full", {k: v for k, v in settings.items() if k not in CEILING}
     said = {key: settings[key] for key in SAID}
     changed = {k: v for k, v in flat(settings).items() if k not in SAID and (k not in usual or usual[k] != v)}
     return f"python {program} with " + shlex.join(f"{k}={literal(v)}" for k, v in (said | changed).items())

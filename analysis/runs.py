@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.errors import Refused
-from experiments.ledger import comparable, read
+from experiments.ledger import CEILING, comparable, read
 
 TIMEOUT_MS = 3000  # until a server that does not answer is given up
 SETTINGS = ["dataset", "heuristic", "batch", "initial", "model", "label", "run"]
@@ -176,8 +176,7 @@ def _records(database):
 
 def _settings(record):
     """The settings as the run's ledger has them."""
-    full = record["meta"]["command"] == "full"
-    return record["config"] | ({"label": "full", "initial": "first", "start": 1.0, "cycles": 0} if full else {})
+    return record["config"] | (CEILING if record["meta"]["command"] == "full" else {})
 
 
 def _metrics(stored):

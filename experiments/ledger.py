@@ -20,6 +20,7 @@ from experiments.errors import Refused
 # settings that a continued run may change: where things lie and run, not what is computed
 FREE = {"results_dir", "runs_dir", "mongo_url", "tensorboard_dir", "tags", "device", "cycles", "root", "checkpoint"}
 FREE |= {"noted"}
+CEILING = {"label": "full", "initial": "first", "start": 1.0, "cycles": 0}  # what the command `full` changes
 
 
 class Ledger:

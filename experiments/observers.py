@@ -6,7 +6,7 @@ from time import monotonic
 
 from sacred.observers import FileStorageObserver, RunObserver
 
-from experiments.ledger import finished
+from experiments.ledger import CEILING, finished
 from experiments.record import Record, say
 
 ATTEMPT = 4  # seconds that one exchange with the database may take
@@ -16,10 +16,10 @@ REST = 30  # seconds until a database that failed is asked again
 
 def observers(config, url, command):
     """The observers of a run with this configuration; one that is already finished is not recorded again."""
-    label, cycles = ("full", 0) if command == "full" else (config["label"], config["cycles"])
-    folder = Path(config["results_dir"]) / f"{label}_{config['run']}"
+    config = {**config, **CEILING} if command == "full" else config
+    folder = Path(config["results_dir"]) / f"{config['label']}_{config['run']}"
     level = [Level(url, folder)] if url else []
-    if finished(folder, cycles):
+    if finished(folder, config["cycles"]):
         return level
     files = [FileStorageObserver(config["runs_dir"])] if config["runs_dir"] else []
     if config["tensorboard_dir"]:

@@ -95,9 +95,9 @@ def prepare(config, run, parts):
 def introduce(config, run, splits, test, classes):
     """Say what is about to be done, and what an answer that looks at nothing would score."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
-    plural = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
+    queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
     print(
-        f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {plural}.",
+        f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.",
         flush=True,
     )
     if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:

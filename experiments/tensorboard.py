@@ -42,7 +42,7 @@ class TensorBoard(RunObserver):
         cycle = re.fullmatch(r"query_(\d+)\.png", name)
         if cycle:
             evaluated = [e for e in read(self.folder) if e["event"] == "evaluated"]
-            picture = np.asarray(Image.open(filename).convert("RGB"))
+            picture = np.asarray(Image.open(filename, formats=["PNG"]).convert("RGB"))
             self.writer.add_image("query", picture, evaluated[int(cycle[1])]["images"], dataformats="HWC")
 
     def completed_event(self, **event):
