@@ -106,7 +106,7 @@ class SelectiveExperiment(Experiment):
         options = options and {**options, "--mongo_db": None, "UPDATE": []}  # kept in meta.config_updates, masked
         try:
             return super().run(command_name, config_updates, named_configs, info, meta_info, options)
-        except Refused as error:
+        except (Refused, Terminated) as error:
             if options is None:
                 raise
             print(error, file=sys.stderr, flush=True)

@@ -18,8 +18,11 @@ class BadData(Refused, SacredInterrupt):
     STATUS = "INTERRUPTED"
 
 
-class Terminated(Refused, SacredInterrupt):
-    """SIGTERM, as a cluster or container sends it: INTERRUPTED, exit code 143, the same command continues."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a cluster or container sends it: INTERRUPTED, exit code 143, the same command continues.
+
+    As a KeyboardInterrupt it gets past every `except Exception`, such as those around a library's optional imports.
+    """
 
     STATUS = "INTERRUPTED"
     code = 143
