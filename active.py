@@ -20,6 +20,7 @@ def check(config, components, command):
         ("cycles", 0),
         ("start", 1),
         ("query", 1),
+        ("pool_size", 0),
         ("run", 0),
         ("threads", 0),
     ):
@@ -44,7 +45,7 @@ def check(config, components, command):
 ex = SelectiveExperiment(
     "askmask",
     ingredients=[training.ingredient, augment.ingredient, prediction.ingredient, evaluation.ingredient],
-    fractions=("start", "query"),
+    fractions=("start", "query", "pool_size"),
     check=check,
     observe=observers,
 )
@@ -62,6 +63,7 @@ def settings():
     start = 4  # labelled images at the beginning, or their share of the training set
     query = 4  # images to label in each cycle, or their share of the training set
     cycles = 2  # queries; there is one evaluation more
+    pool_size = 0  # look only at this many images of the pool in each cycle, drawn anew, or their share; 0: at all
     noted = ["entropy", "expected_entropy", "bald", "variance"]  # scores of the same passes kept beside the heuristic's
     mc_iters = 10  # stochastic passes that score the pool; the published setting is 20
     label = heuristic  # results are <results_dir>/<label>_<run>.npy and a folder of that name

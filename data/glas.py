@@ -16,6 +16,7 @@ from experiments.store import IGNORE, Item, Split, Splits, decode  # noqa: F401 
 
 CLASSES = ("background", "gland")
 CHANNELS = 3
+HAS = ("groups", "validation")
 SOURCE = "https://warwick.ac.uk/fac/cross_fac/tia/data/glascontest/"
 NAME = re.compile(r"(train|testA|testB)_([0-9]+)")  # nothing else in Grade.csv may name a file
 

@@ -13,7 +13,7 @@ from PIL import Image
 from sacred import Ingredient
 from tqdm import tqdm
 
-from data.glas import CHANNELS, CLASSES, IGNORE, read_folder  # noqa: F401  a dataset has these constants
+from data.glas import CHANNELS, CLASSES, HAS, IGNORE, read_folder  # noqa: F401  a dataset has these constants
 from experiments.errors import Refused
 
 MARGIN = 8  # drawn around every image, so that sections of one scene can shift

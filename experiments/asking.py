@@ -3,9 +3,12 @@
 import csv
 import io
 
-from experiments import prediction, selection
+import numpy as np
+
+from experiments import selection
 from experiments.ledger import write
-from experiments.randomness import generator
+from experiments.pool import open_pool
+from experiments.randomness import generator, key, uniform
 
 
 def ask(heuristic, batch, pool, n, place, reduction="mean"):
@@ -25,18 +28,29 @@ def ask(heuristic, batch, pool, n, place, reduction="mean"):
 
 
 def pool_of(state, indices, cycle, **more):
-    """These training images as a heuristic may see them."""
-    needs = getattr(state.parts["heuristic"], "NEEDS", ())
-    return prediction.open_pool(
+    """These training images as a heuristic may see them, beside the labelled and the validation images."""
+    return open_pool(
         state.train,
         indices,
         state.at(cycle),
         state.config["mc_iters"],
-        model=state.model,
-        needs=needs,
+        layers=getattr(state.parts["model"], "LAYERS", {}),
+        needs=[need for part in state.parts.values() for need in getattr(part, "NEEDS", ())],
+        labelled=state.active.get_indices_for_active_step(),
+        val=state.val,
         scorers=selection.scorers(state.config["noted"]),
         **more,
     )
+
+
+def some(state, cycle):
+    """Positions in `train` of the unlabelled images that this cycle looks at: all, or `pool_size` drawn ones."""
+    unlabelled = np.flatnonzero(~state.active.labelled)
+    size = state.config["pool_size"]
+    if 0 < size < len(unlabelled):
+        draws = uniform(key(*state.at(cycle), "pool_size"), [state.train.ids[i] for i in unlabelled])
+        unlabelled = np.sort(unlabelled[np.argsort(draws)[:size]])
+    return unlabelled.tolist()
 
 
 def reduction(config):
@@ -73,7 +87,7 @@ def show(state, cycle, queries):
         maps = [None] * len(chosen)
         heuristic = state.parts["heuristic"]
         if hasattr(heuristic, "uncertainty") and state.holds == cycle:
-            pool = pool_of(state, chosen, cycle)
+            pool = pool_of(state, chosen, cycle, model=lambda: state.model)
             for positions, seen in pool.predictions():
                 for position, uncertainty in zip(positions, heuristic.uncertainty(seen).cpu(), strict=True):
                     maps[position] = uncertainty.numpy()

@@ -63,7 +63,8 @@ def defaults(ingredient, fixed=None):
 
 
 class SelectiveExperiment(Experiment):
-    """An experiment in which only the named components take part; `components` maps each entry to its module.
+    """An experiment in which only the named components take part; `components` maps each entry, and
+    each setting of a component that names another, to its module.
 
     `fractions` names the int settings that may also be a share (0, 1] of something. `check(config, components,
     command)` may refuse before anything is written. `observe(config, url, command)` gives a run's observers, `url`
@@ -153,26 +154,42 @@ class SelectiveExperiment(Experiment):
         for entry in FOLDERS:
             if chosen[entry] not in names(entry):
                 load(entry, chosen[entry])
+        taking_part = self._named(chosen, asked)
         for section in sorted(asked.keys() - top.keys(), key=lambda s: s == chosen["model"]):
             if section not in sections:
-                sections[section] = self._section(section, chosen, [*own, *sections]).ingredient
+                sections[section] = self._section(section, taking_part, [*own, *sections]).ingredient
             known = defaults(sections[section])
             for key, value in asked[section].items():
                 path = f"{section}.{key}"
                 self._check(path, value, {f"{section}.{k}": v for k, v in known.items()}, None)
-        self.components = {entry: load(entry, chosen[entry]) for entry in FOLDERS}
+        self.components = {entry: load(*part) for entry, part in taking_part.items()}
         attached = [component.ingredient for component in self.components.values()]
         self.ingredients = list(dict.fromkeys([*self.always, *attached]))
 
+    def _named(self, chosen, asked):
+        """{entry, or the setting that names it: (entry, name)}: a component's NAMES are settings that name another."""
+        taking_part = {entry: (entry, chosen[entry]) for entry in FOLDERS}
+        waiting = [part for entry, part in taking_part.items() if entry not in ("dataset", "model")]
+        for entry, name in waiting:
+            module = load(entry, name)
+            given = asked.get(name, {})
+            for key, other in getattr(module, "NAMES", {}).items():
+                value = given.get(key, defaults(module.ingredient)[key])
+                if f"{name}.{key}" not in taking_part:
+                    load(other, value)
+                    taking_part[f"{name}.{key}"] = (other, value)
+                    waiting.append((other, value))
+        return taking_part
+
     def _section(self, section, chosen, known):
-        entry = next((e for e in FOLDERS if chosen[e] == section), None)
-        if entry:
-            return load(entry, section)
+        part = next((part for part in chosen.values() if part[1] == section), None)
+        if part:
+            return load(*part)
         unused = next((e for e in FOLDERS if section in names(e)), None)
         if unused:
             raise Refused(f"{section} takes no part in this run: set {unused}={section} or drop its settings.")
-        taking_part = [*known, *(chosen[e] for e in FOLDERS)]
-        raise Refused(f"There is no setting {section} here.{_hint(section, taking_part)}")
+        near = [*known, *(name for _, name in chosen.values())]
+        raise Refused(f"There is no setting {section} here.{_hint(section, near)}")
 
     def _check(self, path, value, known, near):
         if path not in known:

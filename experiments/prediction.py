@@ -1,8 +1,4 @@
-"""Prediction: stochastic passes reduced to streaming moments on the device, and the Pool a heuristic sees.
-
-MC dropout, Gal & Ghahramani 2016, https://arxiv.org/abs/1506.02142. No pass is stored and nothing of the pool's
-predictions outlives its batch.
-"""
+"""Prediction: passes over a batch of images reduced to streaming moments on the device; no pass is stored."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,6 +7,7 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
+from experiments import views
 from experiments.randomness import key
 
 ingredient = Ingredient("prediction")
@@ -20,6 +17,9 @@ ingredient = Ingredient("prediction")
 def settings():
     dropout = True  # False: one deterministic pass instead of mc_iters stochastic ones
     batch = 4  # images at once; changes speed and memory, never the masks or the picks
+    rotation = 10.0  # views of test-time augmentation are turned by up to this many degrees either way
+    noise = 0.01  # standard deviation of the noise on such a view, in the units of images in [0, 1]
+    flip = False  # True: such a view is mirrored, either way, half of the times
 
 
 class Prediction(NamedTuple):
@@ -42,35 +42,49 @@ def predict(model, images, ids, keys=None, needs=()):
     `keys` (K, B) int64 makes K stochastic passes; None makes a single deterministic one. A model with one
     logit is read as foreground against background.
     """
-    x = images.permute(0, 3, 1, 2).float().div_(255)
-    rounds = [None] if keys is None else keys.to(images.device)
-    mean = second = votes = entropy = logit_sum = p = None
     model.eval()
+    return moments(views.dropout(model, floats(images), keys), ids, needs)
+
+
+def floats(images):
+    """(B, H, W, channels) uint8 -> (B, channels, H, W) in [0, 1], channels last in memory."""
+    return images.permute(0, 3, 1, 2).float().div_(255)
+
+
+def moments(passes, ids, needs=()):
+    """Reduce passes, (logits (B, C, H, W), seen (B, H, W) bool or None for everything), to a Prediction."""
+    totals = count = logit_sum = p = None
+    k = 0
     with torch.inference_mode():
-        for now in rounds:
-            model.dropout_keys.now = now
-            logits = two_sided(model(x).float())
+        for logits, seen in passes:
+            logits = two_sided(logits.float())
             p = logits.softmax(1)
             vote = torch.zeros_like(p).scatter_(1, p.argmax(1, keepdim=True), 1)
-            terms = (p, p.square(), vote, torch.special.entr(p).sum(1))
-            if mean is None:
-                mean, second, votes, entropy = (term.clone() for term in terms)
-            else:
-                for total, term in zip((mean, second, votes, entropy), terms, strict=True):
-                    total.add_(term)
+            terms = [p, p.square(), vote, torch.special.entr(p).sum(1)]
+            if seen is not None:
+                terms = [term * (seen[:, None] if term.ndim == 4 else seen) for term in terms]
+                count = seen.to(p.dtype) if count is None else count + seen
             if "mean_logits" in needs:
-                logit_sum = logits if logit_sum is None else logit_sum + logits
-        model.dropout_keys.now = None
-        passes = len(rounds)
+                terms.append(logits if seen is None else logits * seen[:, None])
+            if totals is None:
+                totals = [term.clone() for term in terms]
+            else:
+                for total, term in zip(totals, terms, strict=True):
+                    total.add_(term)
+            k += 1
+        if count is None:
+            count = torch.full_like(totals[3], k)
+        share = 1 / count.clamp_min(1)
+        mean, second, votes, entropy, *logit_sum = totals
         return Prediction(
             ids=ids,
-            mean=mean.div_(passes),
-            second_moment=second.div_(passes),
+            mean=mean.mul_(share[:, None]),
+            second_moment=second.mul_(share[:, None]),
             votes=votes,
-            expected_entropy=entropy.div_(passes),
-            count=torch.full_like(entropy, passes),
-            valid=torch.ones_like(entropy, dtype=torch.bool),
-            mean_logits=None if logit_sum is None else logit_sum / passes,
+            expected_entropy=entropy.mul_(share),
+            count=count,
+            valid=count > 0,
+            mean_logits=logit_sum[0].mul_(share[:, None]) if logit_sum else None,
             last=p if "last" in needs else None,
         )
 
@@ -86,67 +100,3 @@ def pass_keys(place, purpose, ids, passes):
     """(passes, B) int64: one dropout key for each pass of each image, `place` being (seed, dataset, cycle)."""
     keys = [[key(*place, purpose, id, k) for id in ids] for k in range(passes)]
     return torch.from_numpy(np.array(keys, dtype=np.uint64).view(np.int64))
-
-
-class Pool:
-    """The unlabelled images as a heuristic sees them: positions 0 .. N - 1, ids, groups, images, predictions.
-
-    It is given functions, not the store, and so has no way to a mask. `memory` is a dict of JSON values that is
-    saved with the ledger line it belongs to; `cycle` counts the queries before this one. `scorers` {name: function
-    from a Prediction to (B,)} are noted as the heuristic looks at predictions.
-    """
-
-    def __init__(self, ids, groups, batches, predictions=None, cycle=0, memory=None, scorers=None):
-        self.ids, self.groups, self.cycle = list(ids), list(groups), cycle
-        self.memory = {} if memory is None else memory
-        self.passes = np.zeros(len(self.ids), dtype=int)  # how many passes have seen each image
-        self._batches, self._predictions = batches, predictions
-        self._scorers, self._noted = scorers or {}, []
-
-    def __len__(self):
-        return len(self.ids)
-
-    def images(self):
-        """Yield (positions, images (B, H, W, channels) uint8 on the device), every image once."""
-        yield from self._batches()
-
-    def predictions(self, source=""):
-        """Yield (positions, Prediction), every image once.
-
-        `source` is "dropout" (mc_iters stochastic passes) or "deterministic" (one pass); empty follows the
-        setting prediction.dropout.
-        """
-        for positions, images in self._batches():
-            prediction, passes = self._predictions(images, [self.ids[i] for i in positions], source)
-            self.passes[positions] = passes
-            self._noted.append((positions, {name: score(prediction) for name, score in self._scorers.items()}))
-            yield positions, prediction
-
-    def noted(self):
-        """{name: (N,) float64} scores of the predictions made so far, NaN where there were none."""
-        scores = {name: np.full(len(self), np.nan) for name in (self._scorers if self._noted else {})}
-        for positions, values in self._noted:
-            for name, value in values.items():
-                scores[name][positions] = value.cpu().numpy()
-        return scores
-
-
-@ingredient.capture
-def open_pool(store, indices, place, mc_iters, batch, dropout, model=None, needs=(), memory=None,
-              scorers=None, advance=lambda pixels: None):  # fmt: skip
-    """The Pool of these images of a Store; without a model it has images but no predictions."""
-    position = {index: i for i, index in enumerate(indices)}
-
-    def batches():
-        for members, images in store.batches(indices, batch):
-            yield [position[i] for i in members], images
-
-    def predictions(images, ids, source):
-        stochastic = dropout if source == "" else {"dropout": True, "deterministic": False}[source]
-        passes = mc_iters if stochastic else 1
-        keys = pass_keys(place, "score", ids, mc_iters) if stochastic else None
-        advance(images[..., 0].numel() * passes)
-        return predict(model, images, ids, keys, needs), passes
-
-    ids, groups = [store.ids[i] for i in indices], [store.groups[i] for i in indices]
-    return Pool(ids, groups, batches, predictions, place[-1], memory, scorers)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import asking, evaluation, ledger, metrics, training
+from experiments import asking, evaluation, ledger, metrics, needs, training
 from experiments.components import PRESETS
 from experiments.errors import Refused
 from experiments.ledger import Ledger, write
@@ -49,7 +49,8 @@ def check(config, parts):
     """Say which dataset it is and refuse what the dataset's files or an earlier run's results do not allow."""
     print(f"Dataset {config['dataset']}: {parts['dataset'].__doc__.splitlines()[0]}", flush=True)
     splits = find_images(config, parts)
-    ledger.check(folder_of(config), counted(config, len(splits.train)))
+    needs.check(config, parts, splits)
+    ledger.check(folder_of(config), counted(config, parts, len(splits.train)))
 
 
 def find_images(config, parts):
@@ -57,9 +58,10 @@ def find_images(config, parts):
     return parts["dataset"].load(rng=generator(config["seed"], config["dataset"], "split"))
 
 
-def counted(config, size):
+def counted(config, parts, size):
     """The settings with shares of the `size` training images as numbers of images."""
-    return {**config, "start": count(config["start"], size), "query": count(config["query"], size)}
+    start = 0 if getattr(parts["initial"], "EMPTY", False) else config["start"]
+    return {**config, "start": count(start, size), "query": count(config["query"], size)}
 
 
 def folder_of(config):
@@ -79,7 +81,7 @@ def prepare(config, run, parts):
     for annotated in filter(None, (val, test)):
         annotated.label(range(len(annotated)))
     size, classes = len(train), len(data.CLASSES)
-    config, folder = counted(config, size), folder_of(config)
+    config, folder = counted(config, parts, size), folder_of(config)
     introduce(config, run, splits, test, classes)
     fingerprints = [store and store.fingerprint for store in stores]
     with Ledger(folder, config, fingerprints) as book, Progress(plan(config, splits.crop, *stores)) as bar:
@@ -154,6 +156,7 @@ def train_and_test(state, cycle):
             **cost(state.train.mask(i) for i in labelled),
             pool=int(state.active.n_unlabelled),
             metrics={f"test.{k}": v for k, v in scalars.items()} | {f"val.{k}": v for k, v in seen.items()},
+            held_out=[state.train.ids[i] for i in held_out(state)],
             per_image=arrays,
             calibration=calibration,
             epoch=epoch,
@@ -173,18 +176,28 @@ def query(state, cycle):
     """Ask for the next images; returns their queries."""
     event = state.book.find("queried", cycle)
     if event is None:
-        heuristic = state.parts["heuristic"]
-        if getattr(heuristic, "NEEDS_MODEL", True) and state.holds != cycle:
-            recall(state, cycle)
+        stage = f"cycle {cycle}/{state.config['cycles']}, scoring the pool"
+
+        def trained():
+            if state.holds != cycle:
+                recall(state, cycle)
+                state.bar.start(stage)
+            return state.model
+
         began = perf_counter()
-        state.bar.start(f"cycle {cycle}/{state.config['cycles']}, scoring the pool")
-        unlabelled = np.flatnonzero(~state.active.labelled).tolist()
+        state.bar.start(stage)
         before = state.book.find("queried", cycle - 1)
         pool = asking.pool_of(
-            state, unlabelled, cycle, memory=before["memory"] if before else {}, advance=state.bar.advance
+            state,
+            asking.some(state, cycle),
+            cycle,
+            model=trained,
+            memory=before["memory"] if before else {},
+            advance=state.bar.advance,
         )
         n, way = state.config["query"], asking.reduction(state.config)
-        queries, scores = asking.ask(heuristic, state.parts["batch"], pool, n, (*state.at(cycle), "query"), way)
+        heuristic, batch = state.parts["heuristic"], state.parts["batch"]
+        queries, scores = asking.ask(heuristic, batch, pool, n, (*state.at(cycle), "query"), way)
         write(state.book.folder / "queries" / f"cycle_{cycle:03d}.csv", asking.table(pool, queries, scores))
         event = state.book.append("queried", cycle, queries=queries, memory=pool.memory)
         state.book.time(cycle, query=perf_counter() - began)
@@ -197,14 +210,24 @@ def fit(state, cycle):
     if cycle and state.config["trainer"]["warm_start"] and state.holds != cycle - 1:
         recall(state, cycle - 1)
     began = perf_counter()
-    labelled = list(state.active.get_indices_for_active_step())
+    held, seen = held_out(state), {}
+    labelled = [i for i in state.active.get_indices_for_active_step() if i not in held]
     state.bar.start(f"cycle {cycle}/{state.config['cycles']}, training on {len(labelled)}")
     training.begin(state.model, state.first, cycle)
-    seen = training.fit(
-        state.model, state.train, labelled, state.val, state.at(cycle), state.crop, advance=state.bar.advance
-    )
+    if labelled:
+        seen = training.fit(
+            state.model, state.train, labelled, state.val, state.at(cycle), state.crop, advance=state.bar.advance
+        )
     state.holds = cycle
     return perf_counter() - began, seen
+
+
+def held_out(state):
+    """Positions in `train` of labelled images that the heuristic keeps away from training, to look at unspoilt."""
+    labelled = state.active.get_indices_for_active_step()
+    hold_out = getattr(state.parts["heuristic"], "hold_out", lambda ids: [])
+    kept = set(hold_out([state.train.ids[i] for i in labelled]))
+    return [i for i in labelled if state.train.ids[i] in kept]
 
 
 def recall(state, cycle):

@@ -11,8 +11,9 @@ from torch import nn
 ingredient = Ingredient("unet")
 
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the baselines feed [0, 1] as it is
+HAS = ("features",)
 LAYERS = {
-    "encoder": "downs",
+    "encoder": ["first", "downs.0", "downs.1", "downs.2", "downs.3", "downs.4"],
     "bottleneck": "downs.4",
     "decoder": "ups.4",
     "scales": ["ups.0", "ups.1", "ups.2", "ups.3", "ups.4"],

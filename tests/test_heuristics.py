@@ -12,12 +12,13 @@ import torch
 from experiments import selection
 from experiments.components import defaults, load, names
 from experiments.errors import Refused
-from experiments.prediction import Pool, Prediction, open_pool
+from experiments.pool import Pool, open_pool
+from experiments.prediction import Prediction
 from experiments.store import Item, Split, Store
 from experiments.training import finish
 from heuristics import bald, entropy, expected_entropy, first, random, variance, vote_variance
 from heuristics.batches import balanced, top
-from models.unet import UNet
+from models.unet import LAYERS, UNet
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what baal says while it is imported is its own
@@ -33,12 +34,14 @@ FITTING = [(h, b) for h in EVERY for b in names("batch") if b == "top" or not ha
 
 @pytest.fixture
 def attach(monkeypatch):
-    """attach(component): its captured functions get its default settings, as in an experiment."""
+    """attach(component): its captured functions, and those of the ones it names, get default settings."""
 
     def attach(component):
         settings = defaults(component.ingredient)
         for function in component.ingredient.captured_functions:
             monkeypatch.setattr(function, "config", settings)
+        for key, entry in getattr(component, "NAMES", {}).items():
+            attach(load(entry, settings[key]))
         return settings
 
     return attach
@@ -175,17 +178,23 @@ def test_bald_is_entropy_less_expected_entropy_and_within_its_bounds(seed):
 # ---- selection, for every heuristic and batch
 
 SIZES = [(33, 40), (40, 33)]
+LABELLED = ["p2", "e8", "l0", "n6"]
 
 
 def closed(path):
     raise AssertionError(f"{path} was opened: masks are not the heuristic's")
 
 
-def make_store(order):
-    images = {id: generator(i).integers(0, 256, (*SIZES[i % 2], 3), dtype=np.uint8) for i, id in enumerate(IDS)}
-    groups = {id: ("benign", "malignant")[i % 3 == 0] for i, id in enumerate(IDS)}
-    items = [Item(IDS[i], Path(IDS[i]), Path("nowhere", IDS[i]), groups[IDS[i]]) for i in order]
-    return Store(Split(items, lambda path: images[path.name], closed), "cpu")
+def make_store(ids):
+    """A Store of these of the 11 images; the masks of LABELLED are half class 1, no other can be opened."""
+    known = [*IDS, *LABELLED]
+    images = {id: generator(i).integers(0, 256, (*SIZES[i % 2], 3), dtype=np.uint8) for i, id in enumerate(known)}
+    groups = {id: ("benign", "malignant")[i % 3 == 0] for i, id in enumerate(known)}
+    items = [Item(id, Path(id), Path("nowhere", id), groups[id]) for id in ids]
+    store = Store(Split(items, lambda path: images[path.name], closed), "cpu")
+    for index in (i for i, id in enumerate(ids) if id in LABELLED):
+        store.mask(index).zero_()[:16] = 1
+    return store
 
 
 @pytest.fixture(scope="module")
@@ -195,10 +204,12 @@ def model():
 
 
 def make_pool(heuristic, model, order=ALL, **more):
-    settings = dict(place=(0, "drawn", 1), mc_iters=3, batch=3, dropout=True) | more
-    network = model if getattr(heuristic, "NEEDS_MODEL", True) else None
+    settings = dict(place=(0, "drawn", 1), mc_iters=3, batch=3, dropout=True, rotation=10.0, noise=0.01, flip=False)
     needs = getattr(heuristic, "NEEDS", ())
-    return open_pool(make_store(order), list(range(len(order))), model=network, needs=needs, **settings)
+    store = make_store([*(IDS[i] for i in order), *LABELLED])
+    labelled, val = range(len(order), len(order) + len(LABELLED)), make_store(LABELLED)
+    return open_pool(store, range(len(order)), model=lambda: model, layers=LAYERS, needs=needs, labelled=labelled,
+                     val=val, **settings | more)  # fmt: skip
 
 
 @pytest.fixture(params=FITTING, ids="-".join)
@@ -261,6 +272,11 @@ def given(scores):
     return SimpleNamespace(__name__="heuristics.given", score=lambda pool, rng: scores)
 
 
+def eyes(predict):
+    """What a Pool looks through, of a function that gives Predictions."""
+    return SimpleNamespace(predict=lambda *batch: (predict(*batch), 1))
+
+
 def plain_pool(ids, groups=None):
     return Pool(ids, groups or [""] * len(ids), None)
 
@@ -275,7 +291,7 @@ def test_a_map_that_is_not_a_number_is_refused_naming_the_image():
     broken = SimpleNamespace(__name__="heuristics.broken", uncertainty=lambda prediction: prediction.mean[:, 0])
     p = torch.full((1, 2, 2, 3, 3), 0.5)
     p[0, 1, 0, 1, 1] = torch.nan
-    pool = Pool(["good", "bad"], ["", ""], lambda: [([1, 0], None)], lambda *a: (of_passes(p.flip(1)), 1))
+    pool = Pool(["good", "bad"], ["", ""], lambda: [([1, 0], None)], eyes(lambda *a: of_passes(p.flip(1))))
     with pytest.raises(Refused, match="image bad"):
         selection.select(broken, top, pool, 1, generator())
 
@@ -285,7 +301,7 @@ def test_scores_of_a_batch_go_to_the_positions_that_it_names():
     p = torch.cat([p, 1 - p], 2)
     batches = [([2, 0], 0), ([1], 1)]
     parts = [of_passes(p[:, :2]), of_passes(p[:, 2:])]
-    pool = Pool("abc", "   ", lambda: batches, lambda images, ids, source: (parts[images], 1))
+    pool = Pool("abc", "   ", lambda: batches, eyes(lambda images, ids, source: parts[images]))
     scores = selection.score(entropy, pool, generator())
     assert np.argsort(scores).tolist() == [0, 1, 2] and scores[2] == pytest.approx(LOG2)
 
@@ -401,6 +417,6 @@ def test_reductions_do_not_look_at_what_is_not_valid(reduction, value):
 def test_an_image_without_valid_pixels_is_refused(reduction):
     prediction = of_passes(drawn_passes()[1], list("abcd"))
     prediction.valid[2] = False
-    pool = Pool("abcd", "    ", lambda: [([0, 1, 2, 3], None)], lambda *a: (prediction, 6))
+    pool = Pool("abcd", "    ", lambda: [([0, 1, 2, 3], None)], eyes(lambda *a: prediction))
     with pytest.raises(Refused, match="image c"):
         selection.score(entropy, pool, generator(), reduction)

@@ -1,0 +1,56 @@
+"""What a strategy needs of the model and the dataset: said before anything is trained, with who has it.
+
+A strategy's `NEEDS` are words. Model files say in `HAS` what they give ("features" go with LAYERS, "pretrained": it
+can predict before its first training), dataset files too ("groups", "validation").
+"""
+
+from experiments.components import load, names
+from experiments.errors import Refused
+
+GIVEN_BY = {"features": "model", "pretrained": "model", "groups": "dataset", "validation": "dataset"}
+MEANS = {
+    "features": "features of a model's layers",
+    "pretrained": "a model that can predict untrained",
+    "groups": "image-level groups",
+    "validation": "validation images",
+}
+
+
+def check(config, parts, splits):
+    """Raise Refused if a chosen component needs what this model or these Splits have not."""
+    present = {
+        "features": "features" in has(parts["model"]),
+        "pretrained": "pretrained" in has(parts["model"]),
+        "groups": any(splits.train.groups),
+        "validation": bool(splits.val),
+    }
+    for entry, part in parts.items():
+        name = part.__name__.rpartition(".")[2]
+        for need in wanted(entry, part, parts["initial"]):
+            if not present[need]:
+                refuse(f"{entry}={name}", need, config[GIVEN_BY[need]])
+        layer = config.get(name, {}).get("layer", "")
+        if layer and entry != "initial" and layer not in parts["model"].LAYERS:
+            known = ", ".join(parts["model"].LAYERS)
+            raise Refused(f"{name}.layer={layer} is no layer of model={config['model']}, only {known}.")
+
+
+def wanted(entry, part, initial):
+    """The needs of a component in this role that a model or a dataset gives; there is no model at the start."""
+    needs = [need for need in getattr(part, "NEEDS", ()) if need in GIVEN_BY]
+    if entry == "initial":
+        return [need for need in needs if GIVEN_BY[need] == "dataset"]
+    if entry == "heuristic" and getattr(initial, "EMPTY", False) and getattr(part, "NEEDS_MODEL", True):
+        return [*needs, "pretrained"]
+    return needs
+
+
+def has(part):
+    return getattr(part, "HAS", ())
+
+
+def refuse(who, need, present):
+    entry = GIVEN_BY[need]
+    others = [name for name in names(entry) if need in has(load(entry, name)) and name != present]
+    those = f"{entry}={' or '.join(others)} has them" if others else f"no {entry} here has them yet"
+    raise Refused(f"{who} needs {MEANS[need]} and {entry}={present} has none: {those}.")
