@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ class Eyes:
     mc_iters: int
     augmentation: dict  # rotation, noise, flip
     dropout: bool = True
+    balanced: bool = False
     needs: tuple = ()
     advance: Callable = lambda pixels: None
     others: dict = field(default_factory=dict)  # models with other weights, by path
@@ -39,7 +41,7 @@ class Eyes:
         if source == "tta":
             return moments(self._augmented(images, ids, k), ids, self.needs), k
         keys = None if source == "deterministic" else pass_keys(self.place, "score", ids, k)
-        return predict(self.model(), images, ids, keys, self.needs), k
+        return predict(self.network, images, ids, keys, self.needs, self.balanced), k
 
     def views(self, images, ids, source, k):
         """(p (k, B, C, H, W) probabilities, seen (k, B, H, W) bool)."""
@@ -47,8 +49,8 @@ class Eyes:
         if source == "tta":
             passes = self._augmented(images, ids, k)
         else:
-            self.model().eval()
-            passes = views.dropout(self.model(), floats(images), pass_keys(self.place, "score", ids, k))
+            passes = self.network.passes(floats(images), pass_keys(self.place, "score", ids, k), self.balanced)
+            passes = ((logits, None) for logits in passes)
         with torch.inference_mode():
             p, seen = zip(*((two_sided(logits.float()).softmax(1), seen) for logits, seen in passes), strict=True)
             p = torch.stack(p)
@@ -64,8 +66,13 @@ class Eyes:
             return [made.float() for made in maps()]
 
     def _augmented(self, images, ids, k):
-        self.model().eval()
-        return views.augmented(self.model(), floats(images), ids, self.place, k, **self.augmentation)
+        return views.augmented(self.network, floats(images), ids, self.place, k, **self.augmentation)
+
+    @cached_property
+    def network(self):
+        from experiments.inference import Network  # needs torch at once
+
+        return Network(self.model())
 
     def _other(self, weights):
         from safetensors import SafetensorError
@@ -219,7 +226,7 @@ def statistics(x, grid):
 
 
 @ingredient.capture
-def open_pool(store, indices, place, mc_iters, batch, dropout, rotation, noise, flip, model=None, layers=None,
+def open_pool(store, indices, place, mc_iters, batch, dropout, masks, rotation, noise, flip, model=None, layers=None,
               needs=(), labelled=(), val=None, memory=None, scorers=None, learner=None,
               advance=lambda pixels: None):  # fmt: skip
     """The Pool of these images of a Store, with its `labelled` ones and those of the Store `val`.
@@ -227,7 +234,8 @@ def open_pool(store, indices, place, mc_iters, batch, dropout, rotation, noise, 
     `model` is a function that gives the trained module; without it there are images but no predictions.
     """
     augmentation = {"rotation": rotation, "noise": noise, "flip": flip}
-    eyes = model and Eyes(model, layers or {}, place, mc_iters, augmentation, dropout, needs, advance)
+    balanced = masks == "balanced"
+    eyes = model and Eyes(model, layers or {}, place, mc_iters, augmentation, dropout, balanced, needs, advance)
 
     def shown(store, indices):
         indices = list(indices)

@@ -1,4 +1,7 @@
-"""Prediction: passes over a batch of images reduced to streaming moments on the device; no pass is stored."""
+"""Prediction: passes over a batch of images reduced to streaming moments on the device; no pass is stored.
+
+MC dropout, Gal & Ghahramani 2016, https://arxiv.org/abs/1506.02142.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +10,6 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments import views
 from experiments.randomness import key
 
 ingredient = Ingredient("prediction")
@@ -16,6 +18,7 @@ ingredient = Ingredient("prediction")
 @ingredient.config
 def settings():
     dropout = True  # False: one deterministic pass instead of mc_iters stochastic ones
+    masks = "independent"  # or "balanced": a unit is dropped in exactly mc_iters x p of the passes, see dropout.py
     batch = 4  # images at once; changes speed and memory, never the masks or the picks
     rotation = 10.0  # views of test-time augmentation are turned by up to this many degrees either way
     noise = 0.01  # standard deviation of the noise on such a view, in the units of images in [0, 1]
@@ -36,14 +39,18 @@ class Prediction(NamedTuple):
     last: "torch.Tensor | None" = None  # (B, C, H, W) probabilities of the last pass, only if NEEDS names it
 
 
-def predict(model, images, ids, keys=None, needs=()):
-    """Reduce the passes over images (B, H, W, channels) uint8 to a Prediction.
+def predict(model, images, ids, keys=None, needs=(), balanced=False):
+    """Reduce the passes of a model or Network over images (B, H, W, channels) uint8 to a Prediction.
 
     `keys` (K, B) int64 makes K stochastic passes; None makes a single deterministic one. A model with one
     logit is read as foreground against background.
     """
-    model.eval()
-    return moments(views.dropout(model, floats(images), keys), ids, needs)
+    from experiments.inference import Network  # needs torch at once
+
+    network = model if isinstance(model, Network) else Network(model)
+    with torch.inference_mode():
+        passes = network.passes(floats(images), keys, balanced)
+        return moments(((logits, None) for logits in passes), ids, needs)
 
 
 def floats(images):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import selection
+from experiments import prediction, selection
 from experiments.components import defaults, load, names
 from experiments.errors import Refused
 from experiments.pool import Pool, open_pool
@@ -204,12 +204,12 @@ def model():
 
 
 def make_pool(heuristic, model, order=ALL, **more):
-    settings = dict(place=(0, "drawn", 1), mc_iters=3, batch=3, dropout=True, rotation=10.0, noise=0.01, flip=False)
+    settings = defaults(prediction.ingredient) | dict(place=(0, "drawn", 1), mc_iters=3, batch=3) | more
     needs = getattr(heuristic, "NEEDS", ())
     store = make_store([*(IDS[i] for i in order), *LABELLED])
     labelled, val = range(len(order), len(order) + len(LABELLED)), make_store(LABELLED)
     return open_pool(store, range(len(order)), model=lambda: model, layers=LAYERS, needs=needs, labelled=labelled,
-                     val=val, **settings | more)  # fmt: skip
+                     val=val, **settings)  # fmt: skip
 
 
 @pytest.fixture(params=FITTING, ids="-".join)
