@@ -7,7 +7,7 @@ import torch
 from sacred import Ingredient
 
 from experiments import metrics
-from experiments.prediction import pass_keys, predict
+from experiments.prediction import pass_keys, predict, winner
 
 ingredient = Ingredient("evaluation")
 
@@ -38,7 +38,7 @@ def evaluate(model, store, place, classes, passes, dropout, batch, advance=lambd
             keys = pass_keys(place, "test", ids, passes) if stochastic else None
             mean = predict(network, images, ids, keys).mean
             masks = torch.stack([store.mask(i) for i in members]).to(mean.device)
-            pending.append((members, metrics.counts(mean.argmax(1), masks, classes)))
+            pending.append((members, metrics.counts(winner(mean), masks, classes)))
             bins = bins + metrics.calibration_bins(mean, masks)
             advance(masks.numel() * (passes if stochastic else 1))
         for members, batch_counts in pending:

@@ -33,10 +33,10 @@ class Eyes:
     advance: Callable = lambda pixels: None
     others: dict = field(default_factory=dict)  # models with other weights, by path
 
-    def predict(self, images, ids, source):
+    def predict(self, images, ids, source, passes=0):
         """(Prediction, number of passes)."""
         source = source or ("dropout" if self.dropout else "deterministic")
-        k = 1 if source == "deterministic" else self.mc_iters
+        k = 1 if source == "deterministic" else passes or self.mc_iters
         self.advance(images[..., 0].numel() * k)
         if source == "tta":
             return moments(self._augmented(images, ids, k), ids, self.needs), k
@@ -193,14 +193,17 @@ class Pool(Images):
         self.passes = np.zeros(len(self.ids), dtype=int)  # how many passes have seen each image
         self._scorers, self._noted = scorers or {}, []
 
-    def predictions(self, source=""):
-        for positions, images in self._batches():
-            prediction, passes = self._eyes.predict(images, [self.ids[i] for i in positions], source)
-            self.passes[positions] = passes
+    def predictions(self, source="", passes=0, among=()):
+        """As of any Images; also from other than mc_iters `passes`, and of the positions `among` alone."""
+        for positions, images in self._batches(among) if among else self._batches():
+            prediction, made = self._eyes.predict(images, [self.ids[i] for i in positions], source, passes)
+            self.passes[positions] = made
             self._noted.append((positions, {name: score(prediction) for name, score in self._scorers.items()}))
             yield positions, prediction
 
-    predictions.__doc__ = Images.predictions.__doc__
+    @property
+    def mc_iters(self):
+        return self._eyes.mc_iters
 
     def noted(self):
         """{name: (N,) float64} scores of the predictions made so far, NaN where there were none."""
@@ -241,8 +244,8 @@ def open_pool(store, indices, place, mc_iters, batch, dropout, masks, rotation, 
         indices = list(indices)
         position = {index: i for i, index in enumerate(indices)}
 
-        def batches():
-            for members, images in store.batches(indices, batch):
+        def batches(among=()):
+            for members, images in store.batches([indices[i] for i in among] or indices, batch):
                 yield [position[i] for i in members], images
 
         return [store.ids[i] for i in indices], [store.groups[i] for i in indices], batches, eyes

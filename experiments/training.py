@@ -10,7 +10,7 @@ from sacred import Ingredient
 from experiments import augment, metrics
 from experiments.errors import Refused
 from experiments.losses import LOSSES
-from experiments.prediction import pass_keys, predict, two_sided
+from experiments.prediction import pass_keys, predict, two_sided, winner
 from experiments.randomness import generator
 
 ingredient = Ingredient("trainer")
@@ -191,7 +191,7 @@ def validate(model, store, objective, advance):
         masks = torch.stack([store.mask(i) for i in members]).to(images.device)
         prediction = predict(network, images, [store.ids[i] for i in members], needs=("mean_logits",))
         losses.append(objective(prediction.mean_logits, masks))
-        counted.append(metrics.counts(prediction.mean.argmax(1), masks, prediction.mean.shape[1]))
+        counted.append(metrics.counts(winner(prediction.mean), masks, prediction.mean.shape[1]))
         advance(masks.numel())
     counted = torch.cat(counted)
     return {
