@@ -95,7 +95,8 @@ def mean_uncertainty(uncertainty, prediction):
 def select(heuristic, batch, pool, n, rng, reduction="mean", race=False):
     """(positions, best first; scores (N,) float64, or None from a heuristic that selects by itself).
 
-    A `race` scores all images from a few passes and only those that lead from all of them, see `run_race`. n larger than the pool takes the pool. Raises Refused naming the image when a score is not finite.
+    A `race` scores all images from a few passes and only those that lead from all of them, see `run_race`.
+    n larger than the pool takes the pool. Raises Refused naming the image when a score is not finite.
     """
     n = min(n, len(pool))
     if hasattr(heuristic, "select"):
@@ -117,9 +118,13 @@ def score(heuristic, pool, rng, reduction="mean"):
         scores = np.asarray(heuristic.score(pool=pool, rng=rng), dtype=np.float64)
     else:
         scores = map_scores(heuristic, pool, reduction, pool.predictions())
+    refuse_what_is_no_number(heuristic, pool, scores)
+    return scores
+
+
+def refuse_what_is_no_number(heuristic, pool, scores):
     for position in np.flatnonzero(~np.isfinite(scores)):
         raise Refused(f"{heuristic.__name__} scores image {pool.ids[position]} as {scores[position]}: not a number.")
-    return scores
 
 
 def map_scores(heuristic, pool, reduction, predictions):
@@ -135,11 +140,12 @@ def map_scores(heuristic, pool, reduction, predictions):
 def run_race(heuristic, pool, n, reduction):
     """(n positions, best first; scores (N,)): a quarter of the passes for all, all passes for a tenth of the pool.
 
-    Of those that lead after the first quarter, 3 n or a tenth of the pool go on, whichever is more; they start anew, for
-    nothing of the pool's predictions is kept. The scores of the others are those of the first quarter.
+    Of those that lead after the first quarter, 3 n or a tenth of the pool go on, whichever is more; they start anew,
+    for nothing of the pool's predictions is kept. The scores of the others are those of the first quarter.
     """
     scores = map_scores(heuristic, pool, reduction, pool.predictions(passes=-(-pool.mc_iters // 4)))
     leaders = ranking(scores, pool.ids)[: max(3 * n, len(pool) // 10)]
     scores[leaders] = map_scores(heuristic, pool, reduction, pool.predictions(among=leaders))[leaders]
+    refuse_what_is_no_number(heuristic, pool, scores)
     order = ranking(scores[leaders], [pool.ids[i] for i in leaders])
     return [leaders[i] for i in order[:n]], scores
