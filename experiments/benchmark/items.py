@@ -73,7 +73,7 @@ def epoch(store, number, count):
     """How many files one epoch of training decodes; the network is the smallest there is."""
     before, side = count(), min(32, *min(store.sizes))
     _, model = work.models(1, store.device)
-    with work.configured(training.ingredient, epochs=1, draws=1), work.configured(augment.ingredient):
+    with work.configured(training.ingredient, epochs=1, draws=1, loss="linear"), work.configured(augment.ingredient):
         training.fit(model, store, list(range(len(store))), None, (*work.PLACE[:2], number), side)
     return count() - before
 

@@ -82,7 +82,7 @@ def trained(options, device):
     began, epoch = perf_counter(), 0
     with (
         work.configured(augment.ingredient),
-        work.configured(training.ingredient, epochs=1, draws=1, batch=8, lr=0.002, schedule="constant"),
+        work.configured(training.ingredient, epochs=1, draws=1, batch=8, lr=0.002, schedule="constant", loss="ce"),
     ):
         while epoch == 0 or perf_counter() - began < options.seconds:
             training.fit(model, store, list(range(64)), None, (*work.PLACE[:2], epoch), options.side)

@@ -2,12 +2,14 @@
 
 import gc
 import multiprocessing
+import os
 import resource
 import sys
 from pathlib import Path
 from statistics import median
 from time import perf_counter, process_time
 from typing import NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -107,16 +109,18 @@ def reading(table):
     return table.sum, table.nbytes / 1e9
 
 
-def peak_of(function, *arguments):
+def peak_of(function, *arguments, keep=True):
     """(result, MiB): `function(*arguments)` in a process of its own gives work to do; how much that adds to memory.
 
     `function` gets everything ready and returns the work, a function; only what the work adds to the process's
-    resident memory, at its peak, is counted: neither the imports nor the images.
+    resident memory, at its peak, is counted: neither the imports nor the images. Without `keep` the C library (glibc)
+    may not keep large freed blocks for later.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(theirs, torch.get_num_threads(), function, arguments))
-    process.start()
+    with patch.dict(os.environ, {} if keep else {"MALLOC_MMAP_THRESHOLD_": str(2**17)}):
+        process.start()
     theirs.close()
     try:
         return ours.recv()
