@@ -9,7 +9,7 @@ from heuristics import bald
 from heuristics.batches import top
 
 OPTIONS = {
-    "rounds": (3, "both systems once in each"),
+    "rounds": (2, "both systems once in each, a minute of two cores; one more to warm up"),
     "width": (16, "of the U-Net"),
     "crop": (128, "pixels a side of a crop; images are 240 x 160 of 128, as in GlaS 775 x 522 of 416"),
     "epochs": (12, "of training; 60 as published"),

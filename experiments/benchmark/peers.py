@@ -1,8 +1,8 @@
 """What AskMask is compared with: baal's ModelWrapper in its modes, and the published baselines' loop stated anew.
 
-`baselines` does what https://github.com/vrocheleau's active learning baselines for GlaS do, in our own words: PIL
-transforms an image, batch by batch without workers, passes of one image one after the other, all logits of the pool
-kept and scored by numpy and scipy, torch's own dropout in contiguous memory.
+`baselines` does in our own words what the published GlaS baselines (active-learning-segmentation-baselines) do: PIL
+transforms image after image without workers, the passes of an image follow one another at batch 1, all logits of the
+pool are kept and scored by numpy and scipy; torch's own dropout, contiguous memory.
 """
 
 import logging

@@ -40,7 +40,7 @@ def run(options, device):
 
     def best(*args):
         opened = pool(*args)
-        return ranking(selection.map_scores(bald, opened, "mean", opened.predictions()), opened.ids)
+        return ranking(selection.score(bald, opened, np.random.default_rng(0)), opened.ids)
 
     times = timing.rounds(
         {

@@ -72,22 +72,17 @@ def plot(rows, machine, path):
     axes.invert_yaxis()
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xlabel("times; line: least to largest of the rounds; mark: target")
-    axes.set_title(machine, fontsize=8)
+    figure.suptitle(machine, fontsize=8)
     figure.savefig(path)
 
 
 def machine(device):
     """One line that says on what the numbers were measured, and what else it was doing."""
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2] for line in info.read_text().splitlines() if line.startswith("model name")]
-        if (info.is_file())
-        else []
-    )
-    name = torch.cuda.get_device_name(device) + " and " if device.type == "cuda" else ""
-    cpu = names[0].strip() if names else platform.machine()
-    load = os.getloadavg()[0]
-    return (
-        f"{name}{cpu}, {torch.get_num_threads()} threads of {os.cpu_count()} cores, torch {torch.__version__}; "
-        f"load before: {load:.1f}"
-    )
+    name = platform.machine()
+    if info.is_file():
+        name = info.read_text().partition("model name")[2].partition("\n")[0].strip(" \t:") or name
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name(device)} and {name}"
+    threads, cores, load = torch.get_num_threads(), os.cpu_count(), os.getloadavg()[0]
+    return f"{name}, {threads} threads of {cores} cores, torch {torch.__version__}; load before: {load:.1f}"
