@@ -1,7 +1,8 @@
 """What a strategy needs of the model and the dataset: said before anything is trained, with who has it.
 
-A strategy's `NEEDS` are words. Model files say in `HAS` what they give ("features" go with LAYERS, "pretrained": it
-can predict before its first training), dataset files too ("groups", "validation").
+A strategy's `NEEDS` are words; where they depend on its settings its captured `needs()` gives them. Model files say in
+`HAS` what they give ("features" go with LAYERS, "pretrained": it can predict before its first training), dataset files
+too ("groups", "validation").
 """
 
 from experiments.components import load, names
@@ -37,7 +38,8 @@ def check(config, parts, splits):
 
 def wanted(entry, part, initial):
     """The needs of a component in this role that a model or a dataset gives; there is no model at the start."""
-    needs = [need for need in getattr(part, "NEEDS", ()) if need in GIVEN_BY]
+    named = part.needs() if hasattr(part, "needs") else getattr(part, "NEEDS", ())
+    needs = [need for need in named if need in GIVEN_BY]
     if entry == "initial":
         return [need for need in needs if GIVEN_BY[need] == "dataset"]
     if entry == "heuristic" and getattr(initial, "EMPTY", False) and getattr(part, "NEEDS_MODEL", True):

@@ -176,13 +176,15 @@ class Pool(Images):
     `labelled` and `validation` (empty without) are Annotated. `cycle` counts the queries before this one. `memory`, a
     dict of JSON values, is saved with the query that it belongs to. `learner` is what a learned strategy's `prepare`
     made. `scorers` {name: function from a Prediction to (B,)} are noted as the heuristic looks at predictions.
+    `classes` names the values of the masks.
     """
 
     def __init__(self, ids, groups, batches, eyes=None, labelled=None, validation=None, cycle=0, memory=None,
-                 scorers=None, learner=None):  # fmt: skip
+                 scorers=None, learner=None, classes=()):  # fmt: skip
         super().__init__(ids, groups, batches, eyes)
         self.labelled, self.validation = labelled or Annotated([], [], tuple), validation or Annotated([], [], tuple)
         self.cycle, self.memory, self.learner = cycle, {} if memory is None else memory, learner
+        self.classes = tuple(classes)
         self.passes = np.zeros(len(self.ids), dtype=int)  # how many passes have seen each image
         self._scorers, self._noted = scorers or {}, []
 
@@ -221,7 +223,7 @@ def statistics(x, grid):
 @ingredient.capture
 def open_pool(store, indices, place, mc_iters, batch, dropout, rotation, noise, flip, model=None, layers=None,
               needs=(), labelled=(), val=None, memory=None, scorers=None, learner=None,
-              advance=lambda pixels: None):  # fmt: skip
+              classes=(), advance=lambda pixels: None):  # fmt: skip
     """The Pool of these images of a Store, with its `labelled` ones and those of the Store `val`.
 
     `model` is a function that gives the trained module; without it there are images but no predictions.
@@ -244,4 +246,5 @@ def open_pool(store, indices, place, mc_iters, batch, dropout, rotation, noise, 
         return Annotated(*shown(store, indices), mask=lambda position: store.mask(indices[position]))
 
     validation = val and annotated(val, range(len(val)))
-    return Pool(*shown(store, indices), annotated(store, labelled), validation, place[-1], memory, scorers, learner)
+    return Pool(*shown(store, indices), annotated(store, labelled), validation, place[-1], memory, scorers, learner,
+                classes)  # fmt: skip

@@ -114,6 +114,7 @@ def initial(state):
     """Choose the first images, the same for every heuristic and batch of one run number; returns their queries."""
     event = state.book.find("start")
     if event is None:
+        check_pool(state, 0)
         pool = asking.pool_of(state, range(len(state.train)), 0)
         queries, _ = asking.ask(state.parts["initial"], top, pool, state.config["start"], state.at("initial"))
         named = {
@@ -123,6 +124,13 @@ def initial(state):
         }
         event = state.book.append("start", queries=queries, **named)
     return event["queries"]
+
+
+def check_pool(state, cycle):
+    """Let the heuristic refuse, before a training that its query follows, what the annotated images do not allow."""
+    check = getattr(state.parts["heuristic"], "check_pool", None)
+    if check and cycle < state.config["cycles"]:
+        check(pool=asking.pool_of(state, [], cycle))
 
 
 def label(state, queries):
@@ -138,6 +146,7 @@ def train_and_test(state, cycle):
     """Train on what is labelled and test; logs the metrics, returns the test Dice or None."""
     event = state.book.find("evaluated", cycle)
     if event is None:
+        check_pool(state, cycle)
         seconds, seen = fit(state, cycle)
         began = perf_counter()
         state.bar.start(f"cycle {cycle}/{state.config['cycles']}, testing")

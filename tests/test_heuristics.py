@@ -179,6 +179,7 @@ def test_bald_is_entropy_less_expected_entropy_and_within_its_bounds(seed):
 
 SIZES = [(33, 40), (40, 33)]
 LABELLED = ["p2", "e8", "l0", "n6"]
+VALIDATION = [f"v{i}" for i in range(9)]  # with as many crc's default alpha is met
 
 
 def closed(path):
@@ -186,13 +187,13 @@ def closed(path):
 
 
 def make_store(ids):
-    """A Store of these of the 11 images; the masks of LABELLED are half class 1, no other can be opened."""
-    known = [*IDS, *LABELLED]
+    """A Store of these images; the masks of LABELLED and VALIDATION are half class 1, no other can be opened."""
+    known = [*IDS, *LABELLED, *VALIDATION]
     images = {id: generator(i).integers(0, 256, (*SIZES[i % 2], 3), dtype=np.uint8) for i, id in enumerate(known)}
     groups = {id: ("benign", "malignant")[i % 3 == 0] for i, id in enumerate(known)}
     items = [Item(id, Path(id), Path("nowhere", id), groups[id]) for id in ids]
     store = Store(Split(items, lambda path: images[path.name], closed), "cpu")
-    for index in (i for i, id in enumerate(ids) if id in LABELLED):
+    for index in (i for i, id in enumerate(ids) if id not in IDS):
         store.mask(index).zero_()[:16] = 1
     return store
 
@@ -207,9 +208,9 @@ def make_pool(heuristic, model, order=ALL, **more):
     settings = dict(place=(0, "drawn", 1), mc_iters=3, batch=3, dropout=True, rotation=10.0, noise=0.01, flip=False)
     needs = getattr(heuristic, "NEEDS", ())
     store = make_store([*(IDS[i] for i in order), *LABELLED])
-    labelled, val = range(len(order), len(order) + len(LABELLED)), make_store(LABELLED)
+    labelled, val = range(len(order), len(order) + len(LABELLED)), make_store(VALIDATION)
     return open_pool(store, range(len(order)), model=lambda: model, layers=LAYERS, needs=needs, labelled=labelled,
-                     val=val, **settings | more)  # fmt: skip
+                     val=val, classes=("background", "gland"), **settings | more)  # fmt: skip
 
 
 @pytest.fixture(params=FITTING, ids="-".join)
