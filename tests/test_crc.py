@@ -161,27 +161,32 @@ def test_measured_by_hand():
     assert found["yes"] == {"threshold": 0.5, "images": 1, "risk": 1.0, "coverage": 0.0, "set_size": 0.0}
 
 
-def test_the_guarantee_on_exchangeable_images():
-    """40 drawn images calibrate, 20 new ones are held out, 500 times: the mean miss rate is at most alpha."""
-    rng, alpha, classes, kept = np.random.default_rng(0), 0.1, ("all", "most", "rare"), []
+@pytest.mark.parametrize(("side", "n", "new"), [(6, 40, 20), (1, 120, 200)])
+def test_the_guarantee_on_exchangeable_images(side, n, new):
+    """n drawn images calibrate, new ones are held out, 500 times: each class's mean miss rate is at most alpha.
 
-    def images(n):
-        truth = rng.integers(0, np.where(rng.random(n) < 0.6, 3, 2)[:, None, None], (n, 6, 6))
+    Images of one pixel are the hardest: split conformal prediction, where alpha is nearly reached.
+    """
+    rng, alpha, classes, kept, images = np.random.default_rng(0), 0.1, ("all", "most", "rare"), [], []
+
+    def draw(n):
+        truth = rng.integers(0, np.where(rng.random(n) < 0.6, 3, 2)[:, None, None], (n, side, side))
         signal = rng.gamma(2, 1, (n, 1, 1, 1)) * np.eye(3)[truth]  # some images are harder than others
-        logits = signal + rng.standard_normal((n, 6, 6, 3))
+        logits = signal + rng.standard_normal((n, side, side, 3))
         p = torch.from_numpy(logits).softmax(-1).movedim(-1, 1).float()
         return p, torch.from_numpy(truth).byte()
 
     for _ in range(500):
-        thresholds = conformal.calibrate([images(40)], alpha, 1000)
-        found = conformal.measure([images(20)], thresholds, classes)
+        calibrating = draw(n)
+        thresholds = conformal.calibrate([calibrating], alpha, 1000)
+        found = conformal.measure([draw(new)], thresholds, classes)
         kept.append([found[name]["risk"] for name in classes])
+        images.append([row["images"] for row in conformal.measure([calibrating], thresholds, classes).values()])
     mean, error = np.mean(kept, 0), np.std(kept, 0, ddof=1) / math.sqrt(len(kept))
     for name, m, e in zip(classes, mean, error, strict=True):
-        print(f"alpha {alpha}, class {name}: mean held-out miss rate {m:.4f}, standard error {e:.4f}")
+        print(f"side {side}, class {name}: mean held-out miss rate {m:.4f} of {alpha}, standard error {e:.4f}")
     assert np.isfinite(kept).all() and (mean <= alpha + 2 * error).all()
-    # the paper's lower bound, alpha - 2 / (n + 1), and a step of the grid: the sets are not just everything
-    assert (mean > alpha - 2 / (np.array([40, 40, 24]) + 1)).all()
+    assert (mean >= alpha - 2 / (np.min(images, 0) + 1)).all()  # the paper's lower bound: not all is in every set
 
 
 # ---- risk and embedding
