@@ -1,9 +1,9 @@
 """ClaSP PE: a share of the query goes in equal parts to the foreground classes, by power-noised predictive entropy.
 
 Lueth et al. 2026, https://arxiv.org/abs/2601.13677, for nnU-Net's 3-D patches; here a query is a whole image. As in
-the authors' code a pixel's entropy counts for a class with that class's probability, images are scored by the mean,
-the share is .66, and Gumbel noise of scale 1 / beta is added to the logarithms of the scores. What is left of the
-query goes by plain entropy, noised alike. The noise fades exponentially from query to query; the rate here is ours.
+the authors' code an image is scored for a class by its mean of entropy x probability of the class, the share is .66,
+and Gumbel noise of scale 1 / beta is added to the logarithms of the scores. What is left of the query goes by plain
+entropy, noised alike. The noise fades exponentially from query to query; how fast is a setting of ours.
 """
 
 import numpy as np
@@ -22,13 +22,16 @@ ingredient = Ingredient("class_stratified")
 
 @ingredient.config
 def settings():
+    membership = "probability"  # a pixel counts for each class with its probability, or "prediction": for the likeliest
     share = 0.66  # of the query that goes to the foreground classes
     beta = 1.0  # of the first query: the larger, the less noise
     growth = 2.0  # beta is multiplied by it after every query; 1: the noise does not fade
 
 
 @ingredient.capture
-def check(share, beta, growth):
+def check(membership, share, beta, growth):
+    if membership not in MEMBERSHIP:
+        raise Refused(f"class_stratified.membership is one of {', '.join(MEMBERSHIP)}, not {membership!r}.")
     if not 0 <= share <= 1:
         raise Refused(f"class_stratified.share is between 0 and 1, not {share}.")
     if beta <= 0 or growth <= 0:
@@ -36,9 +39,9 @@ def check(share, beta, growth):
 
 
 @ingredient.capture
-def select(pool, n, rng, share, beta, growth):
+def select(pool, n, rng, membership, share, beta, growth):
     """n positions: each class and the whole give their best in turns."""
-    order, scores = gathered(pool, class_entropies)
+    order, scores = gathered(pool, lambda prediction: class_entropies(prediction, membership))
     ids, beta = [pool.ids[i] for i in order], beta * growth**pool.cycle
     salts = rng.integers(2**63, size=scores.shape[1]).tolist()
     columns = zip(scores.double().cpu().numpy().T, salts, strict=True)
@@ -46,11 +49,17 @@ def select(pool, n, rng, share, beta, growth):
     return order[in_turns(rankings, shared_out(n, share, len(rankings) - 1, rng))]
 
 
-def class_entropies(prediction):
-    """(B, C): mean over the pixels of entropy x probability of each foreground class and, last, of entropy alone."""
+def class_entropies(prediction, membership):
+    """(B, C): mean over the pixels of entropy x membership in each foreground class and, last, of entropy alone."""
     u = entropy(prediction.mean).where(prediction.valid, 0)[:, None]
-    sums = torch.cat([u * prediction.mean[:, 1:], u], 1).sum((2, 3))
+    sums = torch.cat([u * MEMBERSHIP[membership](prediction.mean)[:, 1:], u], 1).sum((2, 3))
     return sums / prediction.valid.sum((1, 2))[:, None]
+
+
+MEMBERSHIP = {
+    "probability": lambda p: p,
+    "prediction": lambda p: torch.zeros_like(p).scatter_(1, p.argmax(1, keepdim=True), 1),
+}
 
 
 def noised(scores, ids, beta, salt):

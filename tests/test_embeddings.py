@@ -1,7 +1,6 @@
 """BADGE, contextual diversity, ClaSP PE, TypiClust and ProbCover against brute force and hand-worked examples."""
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from test_heuristics import attach, drawn_passes, eyes, generator, given, of_pas
 from experiments import selection
 from experiments.errors import Refused
 from experiments.pool import Annotated, Pool
+from experiments.prediction import Prediction
 from heuristics import badge, class_stratified, contextual_diversity, entropy, probcover, random, typiclust
 from heuristics.batches import top
 
@@ -39,7 +39,7 @@ def test_badge_embeds_the_gradient_that_autograd_finds():
     whole = logits.grad.mean((2, 3))
     torch.testing.assert_close(badge.gradients(prediction, 3), whole)
     assert badge.gradients(prediction, 400).shape == (4, 3 * 12 * 12)  # sqrt(400 / 3) = 11.5
-    assert whole.abs().min() > 1e-3
+    assert whole.abs().min() > 1e-4
 
 
 def test_badge_does_not_look_at_pixels_that_are_not_valid():
@@ -74,7 +74,7 @@ def test_badge_draws_in_proportion_to_brute_force_squared_distances():
 def test_badge_seconds_are_as_frequent_as_their_squared_distances():
     rows = torch.tensor([[3.0, 0], [0, 0], [1, 0], [2, 1], [3, -1]])
     seconds = np.bincount([badge.seeds(rows, 2, generator(seed))[1] for seed in range(3000)], minlength=5)
-    expected = 3000 * np.array([1, 10, 5, 2, 0]) / 18  # (3, -1) is the longest, the first
+    expected = 3000 * np.array([1, 10, 5, 5, 0]) / 21  # (3, -1) is the longest, the first
     assert seconds[4] == 0
     assert stats.chisquare(seconds[:4], expected[:4]).pvalue > 0.001
 
@@ -167,15 +167,14 @@ def test_k_centre_leaves_duplicates_of_the_labelled_for_last():
 # ---- ClaSP PE
 
 
-def test_class_entropies_by_hand():
-    """One pixel of two is sure, the other has H(.5, .3, .2)."""
-    p = torch.tensor([[1.0, 0, 0], [0.5, 0.3, 0.2]]).T.view(1, 1, 3, 1, 2)
-    h = stats.entropy([0.5, 0.3, 0.2])
-    got = class_stratified.class_entropies(of_passes(p))
-    np.testing.assert_allclose(got, [[0.3 * h / 2, 0.2 * h / 2, h / 2]], atol=1e-7)
-    prediction = of_passes(p)
+@pytest.mark.parametrize(("membership", "members"), [("probability", (0.3, 0.5)), ("prediction", (0, 1))])
+def test_class_entropies_by_hand(membership, members):
+    """One pixel of two is sure, the other has H(.2, .3, .5)."""
+    prediction = of_passes(torch.tensor([[1.0, 0, 0], [0.2, 0.3, 0.5]]).T.view(1, 1, 3, 1, 2))
+    expected = stats.entropy([0.2, 0.3, 0.5]) * np.array([[*members, 1]])
+    np.testing.assert_allclose(class_stratified.class_entropies(prediction, membership), expected / 2, atol=1e-7)
     prediction.valid[..., 0] = False
-    np.testing.assert_allclose(class_stratified.class_entropies(prediction), 2 * got, atol=1e-7)
+    np.testing.assert_allclose(class_stratified.class_entropies(prediction, membership), expected, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -348,43 +347,65 @@ def test_the_radius_is_the_largest_that_is_pure_enough(purity):
 RARE = 4  # of 200 images
 
 
-def rare_class_pool(seed):
-    """(probabilities (200, 3, 8, 8), the images that show class 2): the model half sees it in 4 of 64 pixels.
+def rare_class_pool(seed, elsewhere):
+    """(Prediction of 200 images of 8 x 8, the numbers of those that show class 2, in 4 of 64 pixels, half recognised).
 
-    Most images are easy; in every third the border of class 1 is wide and unsure, so that its entropy is highest.
+    Class 1 is a square in a corner; 70 images have a wide region of doubt between it and the background, so that their
+    entropy is the highest. `elsewhere` is the mean logit of class 2 where it is not, the background's being 3.
     """
     rng = generator(seed)
-    logits = rng.normal(0, 0.5, (200, 3, 8, 8)) + np.array([3, 0, -1])[None, :, None, None]
+    logits = rng.normal(0, 0.5, (200, 3, 8, 8)) + np.array([3, 0, elsewhere])[None, :, None, None]
     logits[:, :2, :3, :3] += np.array([-4, 3])[None, :, None, None]
-    blurred = rng.permutation(200)
-    logits[blurred[:70], 0, 3:6] -= 3
-    rare = blurred[70 : 70 + RARE]
+    shuffled = rng.permutation(200)
+    unsure, rare = shuffled[:70], shuffled[70 : 70 + RARE]
+    logits[unsure, 0, 3:6] -= 3
     logits[rare, 0, 6:, 6:] -= 3
-    logits[rare, 2, 6:, 6:] += 2
-    return torch.from_numpy(logits).softmax(1), set(rare.tolist())
+    logits[rare, 2, 6:, 6:] += 1 - elsewhere
+    return of_passes(torch.from_numpy(logits).softmax(1)[None]), set(rare.tolist())
 
 
-def images_until_rare(heuristic, seed, query=6):
-    p, rare = rare_class_pool(seed)
-    left, labelled = list(range(len(p))), 0
-    for cycle in range(len(p)):
-        ids = [f"im{i:03}" for i in left]
-        part = of_passes(p[None, left], ids)
-        pool = Pool(ids, ids, lambda: [(range(len(ids)), None)], eyes(lambda *a, part=part: part), cycle=cycle)
-        chosen, _ = selection.select(heuristic, top, pool, query, generator(1000 * seed + cycle))
-        found = [left[i] in rare for i in chosen]
-        if any(found):
-            return labelled + found.index(True) + 1
-        labelled += query
-        left = [i for position, i in enumerate(left) if position not in chosen]
+def shown(kind, whole, numbers, **more):
+    """Images or a Pool of these images of a Prediction."""
+    ids = [f"im{i:03}" for i in numbers]
+    prediction = Prediction(ids, *(whole[k][numbers] for k in range(1, 7)))
+    return kind(ids, ids, lambda: [(range(len(ids)), None)], eyes(lambda *a: prediction), **more)
 
 
-def test_class_aware_strategies_find_a_rare_class_sooner_than_random(attach, capsys):  # noqa: F811
+def images_until_rare(heuristic, seed, elsewhere, query=6):
+    """How many images are labelled, in queries of 6, when the first rare one comes; the model learns nothing."""
+    whole, rare = rare_class_pool(seed, elsewhere)
+    left, labelled = np.arange(len(whole.mean)), []
+    while not rare & set(labelled):
+        pool = shown(Pool, whole, left, labelled=shown(Annotated, whole, labelled), cycle=len(labelled) // query)
+        chosen, _ = selection.select(heuristic, top, pool, query, generator(1000 * seed + pool.cycle))
+        labelled += left[chosen].tolist()
+        left = np.delete(left, chosen)
+    return min(labelled.index(i) for i in rare & set(labelled)) + 1
+
+
+def test_class_aware_strategies_find_a_rare_class_sooner_than_random(monkeypatch, attach, capsys):  # noqa: F811
+    """Where it is recognised; its probability alone misleads where the model calls all that is unsure a bit rare."""
+    rivals = {
+        "random": (random, {}),
+        "entropy": (entropy, {}),
+        "badge": (badge, {}),
+        "contextual_diversity": (contextual_diversity, {}),
+        "class_stratified": (class_stratified, {}),
+        "  .membership=prediction": (class_stratified, {"membership": "prediction"}),
+    }
     found = {}
-    for heuristic in (random, entropy, class_stratified, badge, contextual_diversity):
-        attach(heuristic)
-        found[heuristic.__name__.rpartition(".")[2]] = [images_until_rare(heuristic, seed) for seed in range(20)]
+    for name, (heuristic, changed) in rivals.items():
+        attach(heuristic).update(changed)
+        found[name] = [[images_until_rare(heuristic, seed, elsewhere) for seed in range(20)] for elsewhere in (-3, -1)]
     with capsys.disabled():
-        print(f"\nimages labelled until the first of {RARE} rare ones among 200, 20 seeds: mean (median, worst)")
-        for name, counts in found.items():
-            print(f"  {name:22}{np.mean(counts):6.1f} ({np.median(counts):5.1f}, {max(counts)})")
+        print(f"\nImages labelled until the first of {RARE} rare ones among 200, 20 seeds: mean (median, worst)")
+        print(f"{'':28}{'taken for rare elsewhere:':>30}\n{'':28}{'hardly ever':>20}{'a bit':>20}")
+        for name, columns in found.items():
+            cells = [f"{np.mean(c):.1f} ({np.median(c):.1f}, {max(c)})" for c in columns]
+            print(f"  {name:26}" + "".join(f"{cell:>20}" for cell in cells))
+    hardly, a_bit = ({name.strip(): np.mean(columns[k]) for name, columns in found.items()} for k in (0, 1))
+    for name in ("contextual_diversity", "class_stratified", ".membership=prediction"):
+        assert hardly[name] < hardly["random"] / 2
+    for name in ("contextual_diversity", ".membership=prediction"):
+        assert a_bit[name] < a_bit["random"] / 2
+    assert hardly["entropy"] > hardly["random"]  # the pool is a hard one
