@@ -62,7 +62,7 @@ def seeds(rows, n, rng):
 
     When only duplicates of the chosen are left, those that come first.
     """
-    picked = [int(squared_distances(rows, 0 * rows[0]).cpu().numpy().argmax())]
+    picked = [int(rows.norm(dim=1).cpu().numpy().argmax())]
     nearest = rows.new_full((len(rows),), torch.inf)
     while len(picked) < n:
         nearest = torch.minimum(nearest, squared_distances(rows, rows[picked[-1]]))

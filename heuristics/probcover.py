@@ -51,7 +51,7 @@ def purest(features, kinds, purity):
     """The largest radius with which this share of the open balls about features (N, D) holds only one of the kinds."""
     chunk = at_once(features)
     parts = zip(features.split(chunk), kinds.split(chunk), strict=True)
-    other = [distances(part, features).masked_fill(own[:, None] == kinds, torch.inf).amin(1) for part, own in parts]
+    other = [torch.cdist(part, features).masked_fill(own[:, None] == kinds, torch.inf).amin(1) for part, own in parts]
     impure = len(features) - int(np.ceil(purity * len(features)))
     return torch.cat(other).sort().values[impure].item()
 
@@ -80,15 +80,9 @@ def cover(features, unlabelled, n, delta):
 
 def within(features, centres, delta):
     """(N,) how many of the centres (M, D) lie in the open ball about each row of features (N, D)."""
-    parts = centres.split(at_once(features)) if len(centres) else []
-    return sum(((distances(features, part) < delta).sum(1) for part in parts), features.new_zeros(len(features)).long())
-
-
-def distances(a, b):
-    """(N, M) Euclidean distances of the rows of a and b."""
-    return (a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T).clamp_min(0).sqrt()
+    return sum((torch.cdist(features, part) < delta).sum(1) for part in centres.split(at_once(features)))
 
 
 def at_once(features):
-    """Of how many rows the distances to all features are held at a time: those that fill 128 MiB."""
-    return max(1, 2**24 // len(features))
+    """Of how many rows the distances to all features are held at a time: those that fill 32 MiB."""
+    return max(1, 2**22 // len(features))
