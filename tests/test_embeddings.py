@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 from scipy.spatial.distance import cdist
-from test_heuristics import attach, drawn_passes, eyes, generator, given, of_passes  # noqa: F401 attach is a fixture
+from test_heuristics import attach, drawn_passes, eyes, generator, of_passes  # noqa: F401 attach is a fixture
 
 from experiments import selection
 from experiments.errors import Refused
