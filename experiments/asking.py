@@ -11,9 +11,9 @@ from experiments.pool import open_pool
 from experiments.randomness import generator, key, uniform
 
 
-def ask(heuristic, batch, pool, n, place, reduction="mean", race=False):
+def ask(heuristic, batch, pool, n, place, reduction="mean"):
     """(queries as JSON values, best first: id, region (None = whole image), score, rank and passes; all scores)."""
-    picked, scores = selection.select(heuristic, batch, pool, n, generator(*place), reduction, race)
+    picked, scores = selection.select(heuristic, batch, pool, n, generator(*place), reduction)
     queries = [
         {
             "id": pool.ids[i],

@@ -186,10 +186,10 @@ class Pool(Images):
     """
 
     def __init__(self, ids, groups, batches, eyes=None, labelled=None, validation=None, cycle=0, memory=None,
-                 scorers=None, learner=None):  # fmt: skip
+                 scorers=None, learner=None, race=False):  # fmt: skip
         super().__init__(ids, groups, batches, eyes)
         self.labelled, self.validation = labelled or Annotated([], [], tuple), validation or Annotated([], [], tuple)
-        self.cycle, self.memory, self.learner = cycle, {} if memory is None else memory, learner
+        self.cycle, self.memory, self.learner, self.race = cycle, {} if memory is None else memory, learner, race
         self.passes = np.zeros(len(self.ids), dtype=int)  # how many passes have seen each image
         self._scorers, self._noted = scorers or {}, []
 
@@ -229,8 +229,8 @@ def statistics(x, grid):
 
 
 @ingredient.capture
-def open_pool(store, indices, place, mc_iters, batch, dropout, masks, rotation, noise, flip, model=None, layers=None,
-              needs=(), labelled=(), val=None, memory=None, scorers=None, learner=None,
+def open_pool(store, indices, place, mc_iters, batch, dropout, masks, race, rotation, noise, flip, model=None,
+              layers=None, needs=(), labelled=(), val=None, memory=None, scorers=None, learner=None,
               advance=lambda pixels: None):  # fmt: skip
     """The Pool of these images of a Store, with its `labelled` ones and those of the Store `val`.
 
@@ -255,4 +255,5 @@ def open_pool(store, indices, place, mc_iters, batch, dropout, masks, rotation, 
         return Annotated(*shown(store, indices), mask=lambda position: store.mask(indices[position]))
 
     validation = val and annotated(val, range(len(val)))
-    return Pool(*shown(store, indices), annotated(store, labelled), validation, place[-1], memory, scorers, learner)
+    others = annotated(store, labelled), validation
+    return Pool(*shown(store, indices), *others, place[-1], memory, scorers, learner, race)

@@ -92,16 +92,16 @@ def mean_uncertainty(uncertainty, prediction):
     return reducer("mean")(uncertainty(prediction), prediction)
 
 
-def select(heuristic, batch, pool, n, rng, reduction="mean", race=False):
+def select(heuristic, batch, pool, n, rng, reduction="mean"):
     """(positions, best first; scores (N,) float64, or None from a heuristic that selects by itself).
 
-    A `race` scores all images from a few passes and only those that lead from all of them, see `run_race`.
+    A pool with `race` is scored from a few passes and only what leads after them from all, see `run_race`.
     n larger than the pool takes the pool. Raises Refused naming the image when a score is not finite.
     """
     n = min(n, len(pool))
     if hasattr(heuristic, "select"):
         picked, scores = heuristic.select(pool=pool, n=n, rng=rng), None
-    elif race:
+    elif pool.race and hasattr(heuristic, "uncertainty"):
         picked, scores = run_race(heuristic, pool, n, reduction)
     else:
         scores = score(heuristic, pool, rng, reduction)

@@ -196,8 +196,8 @@ def query(state, cycle):
             advance=state.bar.advance,
         )
         n, way = state.config["query"], asking.reduction(state.config)
-        heuristic, batch, race = state.parts["heuristic"], state.parts["batch"], state.config["prediction"]["race"]
-        queries, scores = asking.ask(heuristic, batch, pool, n, (*state.at(cycle), "query"), way, race)
+        heuristic, batch = state.parts["heuristic"], state.parts["batch"]
+        queries, scores = asking.ask(heuristic, batch, pool, n, (*state.at(cycle), "query"), way)
         write(state.book.folder / "queries" / f"cycle_{cycle:03d}.csv", asking.table(pool, queries, scores))
         event = state.book.append("queried", cycle, queries=queries, memory=pool.memory)
         state.book.time(cycle, query=perf_counter() - began)

@@ -325,7 +325,7 @@ def test_a_pool_gives_neither_masks_nor_the_store(model):
     pool = make_pool(store, model, memory={"a": 1})
     names = [name for name in dir(pool) if not name.startswith("_")]
     assert names == ["cycle", "features", "groups", "ids", "images", "labelled", "learner", "memory", "noted", "passes",
-                     "predictions", "statistics", "validation", "views"]  # fmt: skip
+                     "predictions", "race", "statistics", "validation", "views"]  # fmt: skip
     given = [*reachable(pool), *reachable(list(pool.images())), *reachable(list(pool.predictions()))]
     assert sum(isinstance(thing, torch.Tensor) for thing in given) >= 7
     for thing in given:
