@@ -73,10 +73,9 @@ def moments(passes, ids, needs=()):
     with torch.inference_mode():
         for logits, seen in passes:
             logits = two_sided(logits.float()).contiguous()
-            log_p = logits.log_softmax(1)
-            p = log_p.exp()
+            p = logits.softmax(1)
             vote = torch.zeros_like(p).scatter_(1, winner(p)[:, None], 1)
-            terms = [p, p.square(), vote, log_p.mul_(p).sum(1).neg_()]
+            terms = [p, p.square(), vote, torch.special.entr(p).sum(1)]
             if seen is not None:
                 terms = [term * (seen[:, None] if term.ndim == 4 else seen) for term in terms]
                 count = seen.to(p.dtype) if count is None else count + seen
