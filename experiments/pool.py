@@ -191,14 +191,18 @@ class Pool(Images):
         self.labelled, self.validation = labelled or Annotated([], [], tuple), validation or Annotated([], [], tuple)
         self.cycle, self.memory, self.learner, self.race = cycle, {} if memory is None else memory, learner, race
         self.passes = np.zeros(len(self.ids), dtype=int)  # how many passes have seen each image
-        self._scorers, self._noted = scorers or {}, []
+        self._scorers, self._noted = scorers or {}, {}
 
     def predictions(self, source="", passes=0, among=()):
         """As of any Images; also from other than mc_iters `passes`, and of the positions `among` alone."""
         for positions, images in self._batches(among) if among else self._batches():
             prediction, made = self._eyes.predict(images, [self.ids[i] for i in positions], source, passes)
             self.passes[positions] = made
-            self._noted.append((positions, {name: score(prediction) for name, score in self._scorers.items()}))
+            for name, score in self._scorers.items():
+                values = score(prediction)
+                if name not in self._noted:
+                    self._noted[name] = values.new_full((len(self),), torch.nan)
+                self._noted[name][positions] = values
             yield positions, prediction
 
     @property
@@ -207,11 +211,7 @@ class Pool(Images):
 
     def noted(self):
         """{name: (N,) float64} scores of the predictions made so far, NaN where there were none."""
-        scores = {name: np.full(len(self), np.nan) for name in (self._scorers if self._noted else {})}
-        for positions, values in self._noted:
-            for name, value in values.items():
-                scores[name][positions] = value.cpu().numpy()
-        return scores
+        return {name: values.cpu().numpy().astype(np.float64) for name, values in self._noted.items()}
 
 
 def pooled(maps, grid, pooling):

@@ -129,12 +129,12 @@ def refuse_what_is_no_number(heuristic, pool, scores):
 
 def map_scores(heuristic, pool, reduction, predictions):
     """(N,) float64 of a heuristic that gives a map, 0 for images that `predictions` does not show."""
-    scores, pending, reduce = np.zeros(len(pool)), [], reducer(reduction)
+    scores, reduce = torch.zeros(len(pool)), reducer(reduction)
     for positions, prediction in predictions:
-        pending.append((positions, reduce(heuristic.uncertainty(prediction), prediction)))
-    for positions, reduced in pending:  # read back only after the last batch was launched
-        scores[positions] = reduced.cpu().numpy()
-    return scores
+        reduced = reduce(heuristic.uncertainty(prediction), prediction)
+        scores = scores.to(reduced)  # where the first batch lies; read back after the last one was launched
+        scores[positions] = reduced
+    return scores.cpu().numpy().astype(np.float64)
 
 
 def run_race(heuristic, pool, n, reduction):
