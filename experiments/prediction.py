@@ -4,6 +4,7 @@ MC dropout, Gal & Ghahramani 2016, https://arxiv.org/abs/1506.02142.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -51,14 +52,33 @@ def predict(model, images, ids, keys=None, needs=(), balanced=False):
     """Reduce the passes of a model or Network over images (B, H, W, channels) uint8 to a Prediction.
 
     `keys` (K, B) int64 makes K stochastic passes; None makes a single deterministic one. A model with one
-    logit is read as foreground against background.
+    logit is read as foreground against background. A batch that the device cannot hold is halved.
     """
     from experiments.inference import Network  # needs torch at once
 
     network = model if isinstance(model, Network) else Network(model)
-    with torch.inference_mode():
-        passes = network.passes(floats(images), keys, balanced)
-        return moments(((logits, None) for logits in passes), ids, needs)
+    try:
+        with torch.inference_mode():
+            passes = network.passes(floats(images), keys, balanced)
+            return moments(((logits, None) for logits in passes), ids, needs)
+    except torch.OutOfMemoryError as error:
+        if len(ids) == 1:
+            height, width = images.shape[1:3]
+            raise Refused(
+                f"One image of {width} x {height} does not fit on {images.device}: use a smaller model."
+            ) from error
+    middle = len(ids) // 2
+    halves = [slice(None, middle), slice(middle, None)]
+    return joined(
+        [predict(network, images[h], ids[h], keys if keys is None else keys[:, h], needs, balanced) for h in halves]
+    )
+
+
+def joined(parts):
+    """One Prediction of several of equally large images."""
+    ids, *moments = zip(*parts, strict=True)
+    moments = [None if part[0] is None else torch.cat(part) for part in moments]
+    return Prediction(list(chain(*ids)), *moments)
 
 
 def floats(images):

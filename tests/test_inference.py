@@ -146,6 +146,35 @@ def test_the_winner_is_argmax():
     assert torch.equal(winner(p), p.argmax(1)) and (p == p.amax(1, keepdim=True)).sum() > p[:, 0].numel()
 
 
+@pytest.mark.parametrize("room", [1, 2, 4])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(room, monkeypatch):
+    model, ids = make_model()[0], ["a", "b", "c", "d", "e"]
+    images = torch.randint(256, (5, 24, 20, 3), dtype=torch.uint8)
+    keys, passes, sizes = pass_keys(PLACE, "score", ids, 3), Network.passes, []
+
+    def cramped(self, x, keys, balanced=False):
+        sizes.append(len(x))
+        if len(x) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield from passes(self, x, keys, balanced)
+
+    whole = predict(model, images, ids, keys, needs=("last",))
+    monkeypatch.setattr(Network, "passes", cramped)
+    parts = predict(model, images, ids, keys, needs=("last",))
+    assert max(size for size in sizes if size <= room) == min(room, 3) and parts.ids == ids
+    for ours, theirs in zip(parts[1:], whole[1:], strict=True):
+        assert theirs is ours is None or torch.allclose(ours.float(), theirs.float(), atol=1e-5)
+
+
+def test_an_image_that_does_not_fit_alone_is_refused(monkeypatch):
+    def full(self, x, keys, balanced=False):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Network, "passes", full)
+    with pytest.raises(Refused, match="One image of 20 x 24 does not fit on cpu"):
+        predict(make_model()[0], torch.zeros(2, 24, 20, 3, dtype=torch.uint8), ["a", "b"])
+
+
 # ---- balanced masks
 
 
