@@ -36,7 +36,9 @@ def check(config, components, command):
     for component in components.values():
         if hasattr(component, "check"):
             component.check()
-    selection.check(components["heuristic"], components["batch"], asking.reduction(config))
+    prediction.check()
+    race = config["prediction"]["race"]
+    selection.check(components["heuristic"], components["batch"], asking.reduction(config), race)
     selection.scorers(config["noted"])
     if command in ("main", "full"):
         steps.check({**config, **CEILING} if command == "full" else config, components)

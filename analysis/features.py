@@ -20,14 +20,15 @@ def features(folder, root="", device="auto"):
     """
     import torch
 
-    from experiments.prediction import predict
+    from experiments.prediction import floats
 
     model, layer, images = reopen(folder, root, device)
     means, order = [], []
     layer.register_forward_hook(lambda module, inputs, output: means.append(output.mean((2, 3)).cpu()))
-    for members, batch in images.batches(range(len(images)), size=4):
-        predict(model, batch, [images.ids[i] for i in members])
-        order += members
+    with torch.inference_mode():
+        for members, batch in images.batches(range(len(images)), size=4):
+            model.eval()(floats(batch))
+            order += members
     return images.ids, torch.cat(means)[np.argsort(order)].numpy()
 
 

@@ -7,6 +7,8 @@ https://doi.org/10.1145/2660193.2660195) of key and element number, four 16-bit 
 same on every device. baal's patching puts the module in place of nn.Dropout.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 
@@ -15,10 +17,16 @@ MIX = (-4658895280553007687, -7723592293110705685)  # 0xBF58476D1CE4E5B9, 0x94D0
 
 
 class Keys:
-    """What all dropout layers of one model share: `now` holds the batch's keys (B,) int64, None = dropout off."""
+    """What all dropout layers of one model share: `now` holds the batch's keys (B,) int64, None = dropout off.
+
+    Balanced masks: K passes with the same keys and `shift` 0, 1 / K, 2 / K ... drop each element in exactly K p of them
+    where that is whole, otherwise in one of the two nearest numbers; each pass by itself is Bernoulli as ever
+    (systematic sampling, Madow 1949, https://doi.org/10.1214/aoms/1177729988). `bits` {layer: lanes} then spares all
+    passes but the first the drawing.
+    """
 
     def __init__(self):
-        self.now = None
+        self.now, self.shift, self.bits = None, 0.0, None
 
 
 class KeyedDropout(nn.Module):
@@ -31,12 +39,21 @@ class KeyedDropout(nn.Module):
     def forward(self, x):
         if self.keys.now is None or self.p == 0:
             return x
-        return x * keep_mask(self.keys.now, self.layer, x, self.p)
+        mask = keep(self.lanes(x), self.p, self.keys.shift, x.dtype)
+        return x * mask if torch.is_grad_enabled() else mask.mul_(x)
+
+    def lanes(self, x):
+        bits = self.keys.bits
+        if bits is None:
+            return lanes(self.keys.now, self.layer, x)
+        if self.layer not in bits:
+            bits[self.layer] = lanes(self.keys.now, self.layer, x)
+        return bits[self.layer]
 
 
 def patch(model):
     """Replace every nn.Dropout of `model` by keyed dropout, in place; returns the Keys that steer them."""
-    from baal.bayesian.common import _patching_wrapper
+    from baal.bayesian.common import replace_layers_in_module
 
     keys, count = Keys(), iter(range(10**6))
 
@@ -45,26 +62,39 @@ def patch(model):
             return KeyedDropout(module.p, keys, next(count))
         return None
 
-    _patching_wrapper(model, inplace=True, patching_fn=keyed)
+    if not replace_layers_in_module(model, keyed):
+        print("The model has no dropout: its stochastic passes are all the same.", flush=True)
     return keys
 
 
-def keep_mask(keys, layer, like, p):
-    """0 where dropped, 1 / (1 - p) where kept: the shape, dtype and device of `like` (B, C, H, W), channels last."""
+def lanes(keys, layer, like):
+    """Uniform int16 of the shape and device of `like` (B, C, H, W), channels last in memory."""
     batch, *rest = like.shape
-    shape = (batch, *rest[1:], rest[0])
     count = like[0].numel()
     bits = splitmix64(keys + layer, -(-count // 4))
-    lanes = bits.view(torch.int16)[:, :count]
+    return bits.view(torch.int16)[:, :count].view(batch, *rest[1:], rest[0]).movedim(-1, 1)
+
+
+def keep(lanes, p, shift, dtype):
+    """0 where dropped, 1 / (1 - p) where kept; `shift` in [0, 1) turns the circle that the lanes lie on."""
+    if shift:
+        lanes = lanes + (round(shift * 65536) + 32768) % 65536 - 32768  # wraps, as int16 does
     threshold = round(p * 65536) - 32768
-    kept = (lanes >= threshold).to(like.dtype).mul_(1 / (1 - p))
-    return kept.view(shape).movedim(-1, 1)
+    mask = torch.empty_like(lanes, dtype=torch.float32).copy_(lanes)
+    return mask.sub_(threshold - 1).mul_(65536).clamp_(0, 1 / (1 - p)).to(dtype)  # twice as fast as comparing
 
 
 def splitmix64(keys, count):
     """(B,) int64 keys -> (B, count) int64 uniform bits; the shifts are masked, for int64's own are arithmetic."""
-    steps = torch.arange(1, count + 1, device=keys.device).mul_(GOLDEN)
-    z = keys[:, None] * MIX[1] + steps
-    z.bitwise_xor_((z >> 30).bitwise_and_((1 << 34) - 1)).mul_(MIX[0])
-    z.bitwise_xor_((z >> 27).bitwise_and_((1 << 37) - 1)).mul_(MIX[1])
-    return z.bitwise_xor_((z >> 31).bitwise_and_((1 << 33) - 1))
+    z = keys[:, None] * MIX[1] + steps(count, keys.device)
+    shifted = (z >> 30).bitwise_and_((1 << 34) - 1)
+    z.bitwise_xor_(shifted).mul_(MIX[0])
+    torch.bitwise_right_shift(z, 27, out=shifted).bitwise_and_((1 << 37) - 1)
+    z.bitwise_xor_(shifted).mul_(MIX[1])
+    torch.bitwise_right_shift(z, 31, out=shifted).bitwise_and_((1 << 33) - 1)
+    return z.bitwise_xor_(shifted)
+
+
+@lru_cache(maxsize=64)
+def steps(count, device):
+    return torch.arange(1, count + 1, device=device).mul_(GOLDEN)

@@ -7,7 +7,7 @@ import torch
 from sacred import Ingredient
 
 from experiments import metrics
-from experiments.prediction import pass_keys, predict
+from experiments.prediction import pass_keys, predict, winner
 
 ingredient = Ingredient("evaluation")
 
@@ -27,16 +27,18 @@ def evaluate(model, store, place, classes, passes, dropout, batch, advance=lambd
     images' pixels together, `accuracy` and `ece` are over pixels; `deterministic_*` are those of one pass
     without dropout. `bins` are those of metrics.calibration_bins.
     """
-    scalars, arrays, calibration = {}, {}, {}
+    from experiments.inference import Network  # needs torch at once
+
+    network, scalars, arrays, calibration = Network(model), {}, {}, {}
     for prefix, stochastic in (("", dropout), ("deterministic_", False))[: 2 if dropout else 1]:
         counted = torch.zeros(len(store), classes, 3, dtype=torch.int64)
         bins, pending = 0, []
         for members, images in store.batches(range(len(store)), batch):
             ids = [store.ids[i] for i in members]
             keys = pass_keys(place, "test", ids, passes) if stochastic else None
-            mean = predict(model, images, ids, keys).mean
+            mean = predict(network, images, ids, keys).mean
             masks = torch.stack([store.mask(i) for i in members]).to(mean.device)
-            pending.append((members, metrics.counts(mean.argmax(1), masks, classes)))
+            pending.append((members, metrics.counts(winner(mean), masks, classes)))
             bins = bins + metrics.calibration_bins(mean, masks)
             advance(masks.numel() * (passes if stochastic else 1))
         for members, batch_counts in pending:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,19 +28,20 @@ class Eyes:
     mc_iters: int
     augmentation: dict  # rotation, noise, flip
     dropout: bool = True
+    balanced: bool = False
     needs: tuple = ()
     advance: Callable = lambda pixels: None
     others: dict = field(default_factory=dict)  # models with other weights, by path
 
-    def predict(self, images, ids, source):
+    def predict(self, images, ids, source, passes=0):
         """(Prediction, number of passes)."""
         source = source or ("dropout" if self.dropout else "deterministic")
-        k = 1 if source == "deterministic" else self.mc_iters
+        k = 1 if source == "deterministic" else passes or self.mc_iters
         self.advance(images[..., 0].numel() * k)
         if source == "tta":
             return moments(self._augmented(images, ids, k), ids, self.needs), k
         keys = None if source == "deterministic" else pass_keys(self.place, "score", ids, k)
-        return predict(self.model(), images, ids, keys, self.needs), k
+        return predict(self.network, images, ids, keys, self.needs, self.balanced), k
 
     def views(self, images, ids, source, k):
         """(p (k, B, C, H, W) probabilities, seen (k, B, H, W) bool)."""
@@ -47,8 +49,8 @@ class Eyes:
         if source == "tta":
             passes = self._augmented(images, ids, k)
         else:
-            self.model().eval()
-            passes = views.dropout(self.model(), floats(images), pass_keys(self.place, "score", ids, k))
+            passes = self.network.passes(floats(images), pass_keys(self.place, "score", ids, k), self.balanced)
+            passes = ((logits, None) for logits in passes)
         with torch.inference_mode():
             p, seen = zip(*((two_sided(logits.float()).softmax(1), seen) for logits, seen in passes), strict=True)
             p = torch.stack(p)
@@ -64,8 +66,13 @@ class Eyes:
             return [made.float() for made in maps()]
 
     def _augmented(self, images, ids, k):
-        self.model().eval()
-        return views.augmented(self.model(), floats(images), ids, self.place, k, **self.augmentation)
+        return views.augmented(self.network, floats(images), ids, self.place, k, **self.augmentation)
+
+    @cached_property
+    def network(self):
+        from experiments.inference import Network  # needs torch at once
+
+        return Network(self.model())
 
     def _other(self, weights):
         from safetensors import SafetensorError
@@ -180,30 +187,33 @@ class Pool(Images):
     """
 
     def __init__(self, ids, groups, batches, eyes=None, labelled=None, validation=None, cycle=0, memory=None,
-                 scorers=None, learner=None, classes=()):  # fmt: skip
+                 scorers=None, learner=None, race=False, classes=()):  # fmt: skip
         super().__init__(ids, groups, batches, eyes)
         self.labelled, self.validation = labelled or Annotated([], [], tuple), validation or Annotated([], [], tuple)
-        self.cycle, self.memory, self.learner = cycle, {} if memory is None else memory, learner
+        self.cycle, self.memory, self.learner, self.race = cycle, {} if memory is None else memory, learner, race
         self.classes = tuple(classes)
         self.passes = np.zeros(len(self.ids), dtype=int)  # how many passes have seen each image
-        self._scorers, self._noted = scorers or {}, []
+        self._scorers, self._noted = scorers or {}, {}
 
-    def predictions(self, source=""):
-        for positions, images in self._batches():
-            prediction, passes = self._eyes.predict(images, [self.ids[i] for i in positions], source)
-            self.passes[positions] = passes
-            self._noted.append((positions, {name: score(prediction) for name, score in self._scorers.items()}))
+    def predictions(self, source="", passes=0, among=()):
+        """As of any Images; also from other than mc_iters `passes`, and of the positions `among` alone."""
+        for positions, images in self._batches(among) if among else self._batches():
+            prediction, made = self._eyes.predict(images, [self.ids[i] for i in positions], source, passes)
+            self.passes[positions] = made
+            for name, score in self._scorers.items():
+                values = score(prediction)
+                if name not in self._noted:
+                    self._noted[name] = values.new_full((len(self),), torch.nan)
+                self._noted[name][positions] = values
             yield positions, prediction
 
-    predictions.__doc__ = Images.predictions.__doc__
+    @property
+    def mc_iters(self):
+        return self._eyes.mc_iters
 
     def noted(self):
         """{name: (N,) float64} scores of the predictions made so far, NaN where there were none."""
-        scores = {name: np.full(len(self), np.nan) for name in (self._scorers if self._noted else {})}
-        for positions, values in self._noted:
-            for name, value in values.items():
-                scores[name][positions] = value.cpu().numpy()
-        return scores
+        return {name: values.cpu().numpy().astype(np.float64) for name, values in self._noted.items()}
 
 
 def pooled(maps, grid, pooling):
@@ -221,22 +231,23 @@ def statistics(x, grid):
 
 
 @ingredient.capture
-def open_pool(store, indices, place, mc_iters, batch, dropout, rotation, noise, flip, model=None, layers=None,
-              needs=(), labelled=(), val=None, memory=None, scorers=None, learner=None,
-              classes=(), advance=lambda pixels: None):  # fmt: skip
+def open_pool(store, indices, place, mc_iters, batch, dropout, masks, race, rotation, noise, flip, model=None,
+              layers=None, needs=(), labelled=(), val=None, advance=lambda pixels: None, **more):  # fmt: skip
     """The Pool of these images of a Store, with its `labelled` ones and those of the Store `val`.
 
-    `model` is a function that gives the trained module; without it there are images but no predictions.
+    `model` is a function that gives the trained module; without it there are images but no predictions. `more` are
+    arguments of Pool.
     """
     augmentation = {"rotation": rotation, "noise": noise, "flip": flip}
-    eyes = model and Eyes(model, layers or {}, place, mc_iters, augmentation, dropout, needs, advance)
+    balanced = masks == "balanced"
+    eyes = model and Eyes(model, layers or {}, place, mc_iters, augmentation, dropout, balanced, needs, advance)
 
     def shown(store, indices):
         indices = list(indices)
         position = {index: i for i, index in enumerate(indices)}
 
-        def batches():
-            for members, images in store.batches(indices, batch):
+        def batches(among=()):
+            for members, images in store.batches([indices[i] for i in among] or indices, batch):
                 yield [position[i] for i in members], images
 
         return [store.ids[i] for i in indices], [store.groups[i] for i in indices], batches, eyes
@@ -245,6 +256,11 @@ def open_pool(store, indices, place, mc_iters, batch, dropout, rotation, noise, 
         indices = list(indices)
         return Annotated(*shown(store, indices), mask=lambda position: store.mask(indices[position]))
 
-    validation = val and annotated(val, range(len(val)))
-    return Pool(*shown(store, indices), annotated(store, labelled), validation, place[-1], memory, scorers, learner,
-                classes)  # fmt: skip
+    return Pool(
+        *shown(store, indices),
+        labelled=annotated(store, labelled),
+        validation=val and annotated(val, range(len(val))),
+        cycle=place[-1],
+        race=race,
+        **more,
+    )

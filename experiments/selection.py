@@ -10,6 +10,8 @@ import torch
 
 from experiments.components import defaults, load
 from experiments.errors import Refused
+from experiments.prediction import winner
+from heuristics.batches.top import ranking
 
 KNOWN = "mean, sum, max, q1 to q99 (a percentile), foreground, boundary"
 
@@ -21,7 +23,7 @@ def reducer(name):
     0 in an image without any. Raises Refused for a name that is not KNOWN.
     """
     if name in WHERE:
-        return lambda u, prediction: mean_where(u, prediction.valid & WHERE[name](prediction.mean.argmax(1)))
+        return lambda u, prediction: mean_where(u, prediction.valid & WHERE[name](winner(prediction.mean)))
     if re.fullmatch("q[1-9][0-9]?", name):
         return lambda u, prediction: percentile(u, prediction.valid, int(name[1:]))
     if name not in REDUCTIONS:
@@ -58,11 +60,15 @@ def boundary(labels):
     return edges
 
 
-def check(heuristic, batch, reduction):
+def check(heuristic, batch, reduction, race=False):
     """Refuse before anything is trained what could not work after."""
     name, way = (module.__name__.rpartition(".")[2] for module in (heuristic, batch))
     if hasattr(heuristic, "select") and way != "top":
         raise Refused(f"heuristic={name} selects its images itself and would ignore batch={way}: use batch=top.")
+    if race and (way != "top" or not hasattr(heuristic, "uncertainty")):
+        raise Refused(
+            f"prediction.race spares passes for the best images of a map: not for heuristic={name} batch={way}."
+        )
     try:
         reducer(reduction)
     except Refused as error:
@@ -89,11 +95,14 @@ def mean_uncertainty(uncertainty, prediction):
 def select(heuristic, batch, pool, n, rng, reduction="mean"):
     """(positions, best first; scores (N,) float64, or None from a heuristic that selects by itself).
 
+    A pool with `race` is scored from a few passes and only what leads after them from all, see `run_race`.
     n larger than the pool takes the pool. Raises Refused naming the image when a score is not finite.
     """
     n = min(n, len(pool))
     if hasattr(heuristic, "select"):
         picked, scores = heuristic.select(pool=pool, n=n, rng=rng), None
+    elif pool.race and hasattr(heuristic, "uncertainty"):
+        picked, scores = run_race(heuristic, pool, n, reduction)
     else:
         scores = score(heuristic, pool, rng, reduction)
         picked = batch.pick(scores=scores, pool=pool, n=n, rng=rng)
@@ -108,13 +117,35 @@ def score(heuristic, pool, rng, reduction="mean"):
     if hasattr(heuristic, "score"):
         scores = np.asarray(heuristic.score(pool=pool, rng=rng), dtype=np.float64)
     else:
-        scores = np.empty(len(pool))
-        pending = []  # read back only after the last batch was launched
-        reduce = reducer(reduction)
-        for positions, prediction in pool.predictions():
-            pending.append((positions, reduce(heuristic.uncertainty(prediction), prediction)))
-        for positions, reduced in pending:
-            scores[positions] = reduced.cpu().numpy()
+        scores = map_scores(heuristic, pool, reduction, pool.predictions())
+    refuse_what_is_no_number(heuristic, pool, scores)
+    return scores
+
+
+def refuse_what_is_no_number(heuristic, pool, scores):
     for position in np.flatnonzero(~np.isfinite(scores)):
         raise Refused(f"{heuristic.__name__} scores image {pool.ids[position]} as {scores[position]}: not a number.")
-    return scores
+
+
+def map_scores(heuristic, pool, reduction, predictions):
+    """(N,) float64 of a heuristic that gives a map, 0 for images that `predictions` does not show."""
+    scores, reduce = torch.zeros(len(pool)), reducer(reduction)
+    for positions, prediction in predictions:
+        reduced = reduce(heuristic.uncertainty(prediction), prediction)
+        scores = scores.to(reduced)  # where the first batch lies; read back after the last one was launched
+        scores[positions] = reduced
+    return scores.cpu().numpy().astype(np.float64)
+
+
+def run_race(heuristic, pool, n, reduction):
+    """(n positions, best first; scores (N,)): a quarter of the passes for all, all passes for a tenth of the pool.
+
+    Of those that lead after the first quarter, 3 n or a tenth of the pool go on, whichever is more; they start anew,
+    for nothing of the pool's predictions is kept. The scores of the others are those of the first quarter.
+    """
+    scores = map_scores(heuristic, pool, reduction, pool.predictions(passes=-(-pool.mc_iters // 4)))
+    leaders = ranking(scores, pool.ids)[: max(3 * n, len(pool) // 10)]
+    scores[leaders] = map_scores(heuristic, pool, reduction, pool.predictions(among=leaders))[leaders]
+    refuse_what_is_no_number(heuristic, pool, scores)
+    order = ranking(scores[leaders], [pool.ids[i] for i in leaders])
+    return [leaders[i] for i in order[:n]], scores

@@ -232,9 +232,11 @@ def fit(state, cycle):
 
 
 def held_out(state):
-    """Positions in `train` of labelled images that the heuristic keeps away from training, to look at unspoilt."""
+    """Positions in `train` of labelled images that the heuristic keeps from training while it has a pool to ask of."""
     labelled = state.active.get_indices_for_active_step()
-    hold_out = getattr(state.parts["heuristic"], "hold_out", lambda ids: [])
+    hold_out = getattr(state.parts["heuristic"], "hold_out", None)
+    if not hold_out or not state.active.n_unlabelled:
+        return []
     kept = set(hold_out([state.train.ids[i] for i in labelled]))
     return [i for i in labelled if state.train.ids[i] in kept]
 

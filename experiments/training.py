@@ -10,7 +10,7 @@ from sacred import Ingredient
 from experiments import augment, metrics
 from experiments.errors import Refused
 from experiments.losses import LOSSES
-from experiments.prediction import pass_keys, predict, two_sided
+from experiments.prediction import pass_keys, predict, two_sided, winner
 from experiments.randomness import generator
 
 ingredient = Ingredient("trainer")
@@ -184,12 +184,14 @@ SCHEDULES = {  # (epoch, share of the training done, step_size, gamma, power) ->
 
 def validate(model, store, objective, advance):
     """Mean loss, Dice and IoU of the single deterministic pass over whole images, as plain floats."""
-    losses, counted = [], []
+    from experiments.inference import Network  # needs torch at once
+
+    network, losses, counted = Network(model), [], []
     for members, images in store.batches(range(len(store)), 4):
         masks = torch.stack([store.mask(i) for i in members]).to(images.device)
-        prediction = predict(model, images, [store.ids[i] for i in members], needs=("mean_logits",))
+        prediction = predict(network, images, [store.ids[i] for i in members], needs=("mean_logits",))
         losses.append(objective(prediction.mean_logits, masks))
-        counted.append(metrics.counts(prediction.mean.argmax(1), masks, prediction.mean.shape[1]))
+        counted.append(metrics.counts(winner(prediction.mean), masks, prediction.mean.shape[1]))
         advance(masks.numel())
     counted = torch.cat(counted)
     return {

@@ -1,7 +1,6 @@
-"""Views of an image: dropout passes as it lies, or passes over turned, mirrored and noisy copies (TTA).
+"""Test-time augmentation: passes over turned, mirrored and noisy copies of an image, brought back to its frame.
 
-MC dropout: Gal & Ghahramani 2016, https://arxiv.org/abs/1506.02142. Test-time augmentation: Wang et al. 2019,
-https://arxiv.org/abs/1807.07356. Every view comes back in the frame of its image, with the pixels that it saw.
+Wang et al. 2019, https://arxiv.org/abs/1807.07356.
 """
 
 import math
@@ -10,14 +9,6 @@ import numpy as np
 import torch
 
 from experiments.randomness import generator
-
-
-def dropout(model, x, keys):
-    """Yield logits (B, C, H, W) pass by pass; `keys` (K, B) int64, or None for one pass without dropout."""
-    for now in [None] if keys is None else keys.to(x.device):
-        model.dropout_keys.now = now
-        yield model(x), None
-    model.dropout_keys.now = None
 
 
 def augmented(model, x, ids, place, k, rotation, noise, flip):

@@ -13,10 +13,12 @@ ingredient = Ingredient("bald")
 
 @ingredient.config
 def settings():
+    corrected = False  # True: times K / (K - 1), which halves what K passes lack of many; no pick of equal K changes
     reduction = "mean"  # how the map becomes one score: mean, max, q90, foreground ...
 
 
 @ingredient.capture
-def uncertainty(prediction):
+def uncertainty(prediction, corrected=False):
     """(B, H, W) nats, 0 to log C; rounding below 0 is cut."""
-    return (entropy(prediction.mean) - prediction.expected_entropy).clamp_min(0)
+    bald = (entropy(prediction.mean) - prediction.expected_entropy).clamp_min(0)
+    return bald * prediction.count / (prediction.count - 1).clamp_min(1) if corrected else bald

@@ -8,6 +8,7 @@ https://arxiv.org/abs/2511.19183.
 import numpy as np
 from sacred import Ingredient
 
+from experiments.prediction import winner
 from heuristics.random import draws
 
 ingredient = Ingredient("foreground_random")
@@ -28,7 +29,7 @@ def foreground(pool):
     """(N,) share of pixels that one deterministic pass calls foreground."""
     shares, pending = np.empty(len(pool)), []
     for positions, prediction in pool.predictions("deterministic"):
-        pending.append((positions, (prediction.mean.argmax(1) > 0).float().mean((1, 2))))
+        pending.append((positions, (winner(prediction.mean) > 0).float().mean((1, 2))))
     for positions, values in pending:
         shares[positions] = values.cpu().numpy()
     return shares

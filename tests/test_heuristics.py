@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import selection
+from experiments import prediction, selection
 from experiments.components import defaults, load, names
 from experiments.errors import Refused
 from experiments.pool import Pool, open_pool
@@ -205,12 +205,12 @@ def model():
 
 
 def make_pool(heuristic, model, order=ALL, **more):
-    settings = dict(place=(0, "drawn", 1), mc_iters=3, batch=3, dropout=True, rotation=10.0, noise=0.01, flip=False)
+    settings = defaults(prediction.ingredient) | dict(place=(0, "drawn", 1), mc_iters=3, batch=3) | more
     needs = getattr(heuristic, "NEEDS", ())
     store = make_store([*(IDS[i] for i in order), *LABELLED])
     labelled, val = range(len(order), len(order) + len(LABELLED)), make_store(VALIDATION)
     return open_pool(store, range(len(order)), model=lambda: model, layers=LAYERS, needs=needs, labelled=labelled,
-                     val=val, classes=("background", "gland"), **settings | more)  # fmt: skip
+                     val=val, classes=("background", "gland"), **settings)  # fmt: skip
 
 
 @pytest.fixture(params=FITTING, ids="-".join)
@@ -302,7 +302,7 @@ def test_scores_of_a_batch_go_to_the_positions_that_it_names():
     p = torch.cat([p, 1 - p], 2)
     batches = [([2, 0], 0), ([1], 1)]
     parts = [of_passes(p[:, :2]), of_passes(p[:, 2:])]
-    pool = Pool("abc", "   ", lambda: batches, eyes(lambda images, ids, source: parts[images]))
+    pool = Pool("abc", "   ", lambda: batches, eyes(lambda images, *rest: parts[images]))
     scores = selection.score(entropy, pool, generator())
     assert np.argsort(scores).tolist() == [0, 1, 2] and scores[2] == pytest.approx(LOG2)
 
