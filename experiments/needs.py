@@ -27,6 +27,9 @@ def check(config, parts, splits):
     for entry, part in parts.items():
         name = part.__name__.rpartition(".")[2]
         for need in wanted(entry, part, parts["initial"]):
+            if need == "pretrained" and not present[need]:
+                raise Refused(f"{entry}={name} needs a trained model and initial={config['initial']} labels nothing to "
+                              "train it on: use initial=random or heuristic=random.")  # fmt: skip
             if not present[need]:
                 refuse(f"{entry}={name}", need, config[GIVEN_BY[need]])
         layer = config.get(name, {}).get("layer", "")

@@ -175,7 +175,8 @@ class Pool(Images):
 
     `labelled` and `validation` (empty without) are Annotated. `cycle` counts the queries before this one. `memory`, a
     dict of JSON values, is saved with the query that it belongs to. `learner` is what a learned strategy's `prepare`
-    made. `scorers` {name: function from a Prediction to (B,)} are noted as the heuristic looks at predictions.
+    made. `scorers` {name: function from a Prediction to (B,)} are noted as the heuristic looks at predictions of the
+    default source, the ones that the heuristics of these names would look at.
     """
 
     def __init__(self, ids, groups, batches, eyes=None, labelled=None, validation=None, cycle=0, memory=None,
@@ -190,13 +191,21 @@ class Pool(Images):
         for positions, images in self._batches():
             prediction, passes = self._eyes.predict(images, [self.ids[i] for i in positions], source)
             self.passes[positions] = passes
-            self._noted.append((positions, {name: score(prediction) for name, score in self._scorers.items()}))
+            if not source:
+                self._noted.append((positions, {name: score(prediction) for name, score in self._scorers.items()}))
             yield positions, prediction
 
     predictions.__doc__ = Images.predictions.__doc__
 
+    def views(self, source, k):
+        for positions, p, seen in super().views(source, k):
+            self.passes[positions] = k
+            yield positions, p, seen
+
+    views.__doc__ = Images.views.__doc__
+
     def noted(self):
-        """{name: (N,) float64} scores of the predictions made so far, NaN where there were none."""
+        """{name: (N,) float64} scores of the default predictions made so far, NaN where there were none."""
         scores = {name: np.full(len(self), np.nan) for name in (self._scorers if self._noted else {})}
         for positions, values in self._noted:
             for name, value in values.items():

@@ -74,7 +74,7 @@ def scorers(names):
     found = {}
     for name in names:
         module = load("heuristic", name)
-        if not hasattr(module, "uncertainty") or getattr(module, "NEEDS", ()):
+        if not hasattr(module, "uncertainty") or getattr(module, "NEEDS", ()) or source(module):
             raise Refused(f"noted={name} is no map of the standard moments: its scores cannot be kept beside others'.")
         takes = signature(module.uncertainty).parameters
         settings = {key: value for key, value in defaults(module.ingredient).items() if key in takes}
@@ -103,6 +103,11 @@ def select(heuristic, batch, pool, n, rng, reduction="mean"):
     return picked, scores
 
 
+def source(heuristic):
+    """The predictions that a map heuristic looks at, as Pool.predictions names them; empty is the run's setting."""
+    return getattr(heuristic, "SOURCE", "")
+
+
 def score(heuristic, pool, rng, reduction="mean"):
     """(N,) float64, larger is more wanted."""
     if hasattr(heuristic, "score"):
@@ -111,7 +116,7 @@ def score(heuristic, pool, rng, reduction="mean"):
         scores = np.empty(len(pool))
         pending = []  # read back only after the last batch was launched
         reduce = reducer(reduction)
-        for positions, prediction in pool.predictions():
+        for positions, prediction in pool.predictions(source(heuristic)):
             pending.append((positions, reduce(heuristic.uncertainty(prediction), prediction)))
         for positions, reduced in pending:
             scores[positions] = reduced.cpu().numpy()
