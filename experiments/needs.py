@@ -10,7 +10,7 @@ from experiments.errors import Refused
 GIVEN_BY = {"features": "model", "pretrained": "model", "groups": "dataset", "validation": "dataset"}
 MEANS = {
     "features": "features of a model's layers",
-    "pretrained": "a model that can predict untrained",
+    "pretrained": "predictions before any training",
     "groups": "image-level groups",
     "validation": "validation images",
 }
@@ -27,9 +27,6 @@ def check(config, parts, splits):
     for entry, part in parts.items():
         name = part.__name__.rpartition(".")[2]
         for need in wanted(entry, part, parts["initial"]):
-            if need == "pretrained" and not present[need]:
-                raise Refused(f"{entry}={name} needs a trained model and initial={config['initial']} labels nothing to "
-                              "train it on: use initial=random or heuristic=random.")  # fmt: skip
             if not present[need]:
                 refuse(f"{entry}={name}", need, config[GIVEN_BY[need]])
         layer = config.get(name, {}).get("layer", "")
@@ -56,4 +53,5 @@ def refuse(who, need, present):
     entry = GIVEN_BY[need]
     others = [name for name in names(entry) if need in has(load(entry, name)) and name != present]
     those = f"{entry}={' or '.join(others)} has them" if others else f"no {entry} here has them yet"
+    those += "; after initial=random it needs none" if need == "pretrained" else ""
     raise Refused(f"{who} needs {MEANS[need]} and {entry}={present} has none: {those}.")

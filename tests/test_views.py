@@ -453,9 +453,9 @@ def test_a_cold_start_goes_on_where_it_was_left(smoke, tmp_path):
     [
         (
             ["initial=none"],
-            ["heuristic=bald needs a trained model", "initial=none", "initial=random", "heuristic=random"],
+            ["heuristic=bald needs predictions before any training", "model=unet has none", "initial=random"],
         ),
-        (["initial=none", "heuristic=tta"], ["heuristic=tta needs a trained model"]),
+        (["initial=none", "heuristic=tta"], ["heuristic=tta needs predictions before any training"]),
         (["heuristic=none"], ["There is no heuristic 'none'"]),
         (["start=0"], ["start must be at least 1"]),
         (["query=3", "pool_size=2"], ["pool_size=2 images cannot fill a query of 3"]),
