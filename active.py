@@ -15,10 +15,11 @@ from experiments.record import kept_output
 
 def check(config, components, command):
     """Refuse at once what could only fail later, before anything is written."""
+    empty = getattr(components["initial"], "EMPTY", False)
     for name, least in (
         ("mc_iters", 1),
         ("cycles", 0),
-        ("start", 1),
+        ("start", 0 if empty else 1),
         ("query", 1),
         ("pool_size", 0),
         ("run", 0),
@@ -26,6 +27,8 @@ def check(config, components, command):
     ):
         if config[name] < least and type(config[name]) is int:
             raise Refused(f"{name} must be at least {least}, not {config[name]}.")
+    if empty and command == "full":
+        raise Refused(f"full trains on every label: leave out initial={config['initial']}.")
     if config["checkpoint"] not in ("last", "all", "none"):
         raise Refused(f"checkpoint is one of last, all, none, not {config['checkpoint']!r}.")
     if config["trainer"]["warm_start"] and config["checkpoint"] == "none":

@@ -89,7 +89,7 @@ def show(state, cycle, queries):
         heuristic = state.parts["heuristic"]
         if hasattr(heuristic, "uncertainty") and state.holds == cycle:
             pool = pool_of(state, chosen, cycle, model=lambda: state.model)
-            for positions, seen in pool.predictions():
+            for positions, seen in pool.predictions(selection.source(heuristic)):
                 for position, uncertainty in zip(positions, heuristic.uncertainty(seen).cpu(), strict=True):
                     maps[position] = uncertainty.numpy()
         titles = [f"{q['id']}" + ("" if q["score"] is None else f"  {q['score']:.3g}") for q in queries[:8]]

@@ -11,7 +11,7 @@ from experiments.errors import Refused
 GIVEN_BY = {"features": "model", "pretrained": "model", "groups": "dataset", "validation": "dataset"}
 MEANS = {
     "features": "features of a model's layers",
-    "pretrained": "a model that can predict untrained",
+    "pretrained": "predictions before any training",
     "groups": "image-level groups",
     "validation": "validation images",
 }
@@ -55,4 +55,5 @@ def refuse(who, need, present):
     entry = GIVEN_BY[need]
     others = [name for name in names(entry) if need in has(load(entry, name)) and name != present]
     those = f"{entry}={' or '.join(others)} has them" if others else f"no {entry} here has them yet"
+    those += "; after initial=random it needs none" if need == "pretrained" else ""
     raise Refused(f"{who} needs {MEANS[need]} and {entry}={present} has none: {those}.")

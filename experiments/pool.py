@@ -182,8 +182,8 @@ class Pool(Images):
 
     `labelled` and `validation` (empty without) are Annotated. `cycle` counts the queries before this one. `memory`, a
     dict of JSON values, is saved with the query that it belongs to. `learner` is what a learned strategy's `prepare`
-    made. `scorers` {name: function from a Prediction to (B,)} are noted as the heuristic looks at predictions.
-    `classes` names the values of the masks.
+    made. `scorers` {name: function from a Prediction to (B,)} are noted as the heuristic looks at predictions of the
+    default source, the ones that the heuristics of these names would look at. `classes` names the values of the masks.
     """
 
     def __init__(self, ids, groups, batches, eyes=None, labelled=None, validation=None, cycle=0, memory=None,
@@ -200,7 +200,7 @@ class Pool(Images):
         for positions, images in self._batches(among) if among else self._batches():
             prediction, made = self._eyes.predict(images, [self.ids[i] for i in positions], source, passes)
             self.passes[positions] = made
-            for name, score in self._scorers.items():
+            for name, score in self._scorers.items() if not source else ():
                 values = score(prediction)
                 if name not in self._noted:
                     self._noted[name] = values.new_full((len(self),), torch.nan)
@@ -211,8 +211,15 @@ class Pool(Images):
     def mc_iters(self):
         return self._eyes.mc_iters
 
+    def views(self, source, k):
+        for positions, p, seen in super().views(source, k):
+            self.passes[positions] = k
+            yield positions, p, seen
+
+    views.__doc__ = Images.views.__doc__
+
     def noted(self):
-        """{name: (N,) float64} scores of the predictions made so far, NaN where there were none."""
+        """{name: (N,) float64} scores of the default predictions made so far, NaN where there were none."""
         return {name: values.cpu().numpy().astype(np.float64) for name, values in self._noted.items()}
 
 

@@ -80,7 +80,7 @@ def scorers(names):
     found = {}
     for name in names:
         module = load("heuristic", name)
-        if not hasattr(module, "uncertainty") or getattr(module, "NEEDS", ()):
+        if not hasattr(module, "uncertainty") or getattr(module, "NEEDS", ()) or source(module):
             raise Refused(f"noted={name} is no map of the standard moments: its scores cannot be kept beside others'.")
         takes = signature(module.uncertainty).parameters
         settings = {key: value for key, value in defaults(module.ingredient).items() if key in takes}
@@ -112,12 +112,17 @@ def select(heuristic, batch, pool, n, rng, reduction="mean"):
     return picked, scores
 
 
+def source(heuristic):
+    """The predictions that a map heuristic looks at, as Pool.predictions names them; empty is the run's setting."""
+    return getattr(heuristic, "SOURCE", "")
+
+
 def score(heuristic, pool, rng, reduction="mean"):
     """(N,) float64, larger is more wanted."""
     if hasattr(heuristic, "score"):
         scores = np.asarray(heuristic.score(pool=pool, rng=rng), dtype=np.float64)
     else:
-        scores = map_scores(heuristic, pool, reduction, pool.predictions())
+        scores = map_scores(heuristic, pool, reduction, pool.predictions(source(heuristic)))
     refuse_what_is_no_number(heuristic, pool, scores)
     return scores
 
@@ -143,9 +148,10 @@ def run_race(heuristic, pool, n, reduction):
     Of those that lead after the first quarter, 3 n or a tenth of the pool go on, whichever is more; they start anew,
     for nothing of the pool's predictions is kept. The scores of the others are those of the first quarter.
     """
-    scores = map_scores(heuristic, pool, reduction, pool.predictions(passes=-(-pool.mc_iters // 4)))
+    few, where = -(-pool.mc_iters // 4), source(heuristic)
+    scores = map_scores(heuristic, pool, reduction, pool.predictions(where, passes=few))
     leaders = ranking(scores, pool.ids)[: max(3 * n, len(pool) // 10)]
-    scores[leaders] = map_scores(heuristic, pool, reduction, pool.predictions(among=leaders))[leaders]
+    scores[leaders] = map_scores(heuristic, pool, reduction, pool.predictions(where, among=leaders))[leaders]
     refuse_what_is_no_number(heuristic, pool, scores)
     order = ranking(scores[leaders], [pool.ids[i] for i in leaders])
     return [leaders[i] for i in order[:n]], scores

@@ -50,7 +50,11 @@ def check(config, parts):
     print(f"Dataset {config['dataset']}: {parts['dataset'].__doc__.splitlines()[0]}", flush=True)
     splits = find_images(config, parts)
     needs.check(config, parts, splits)
-    ledger.check(folder_of(config), counted(config, parts, len(splits.train)))
+    config = counted(config, parts, len(splits.train))
+    if 0 < config["pool_size"] < config["query"]:
+        looked, asked = config["pool_size"], config["query"]
+        raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
+    ledger.check(folder_of(config), config)
 
 
 def find_images(config, parts):
@@ -61,7 +65,7 @@ def find_images(config, parts):
 def counted(config, parts, size):
     """The settings with shares of the `size` training images as numbers of images."""
     start = 0 if getattr(parts["initial"], "EMPTY", False) else config["start"]
-    return {**config, "start": count(start, size), "query": count(config["query"], size)}
+    return {**config, "start": count(start, size), **{k: count(config[k], size) for k in ("query", "pool_size")}}
 
 
 def folder_of(config):
@@ -139,7 +143,8 @@ def label(state, queries):
     chosen = [number[query["id"]] for query in queries]
     state.train.label(chosen)
     pool = np.flatnonzero(~state.active.labelled)
-    state.active.label(np.searchsorted(pool, chosen).tolist())
+    if chosen:  # given no index, baal labels every image
+        state.active.label(np.searchsorted(pool, chosen).tolist())
 
 
 def train_and_test(state, cycle):
@@ -178,7 +183,8 @@ def train_and_test(state, cycle):
 def cost(masks):
     """What labelling these masks (H, W) took: pixels, pixels of the foreground, length of boundaries in pixel edges."""
     costs = [(m.numel(), ((m > 0) & (m != IGNORE)).sum().item(), metrics.boundary(m)) for m in masks]
-    return dict(zip(("pixels", "foreground", "boundary"), map(sum, zip(*costs, strict=True)), strict=True))
+    sums = map(sum, zip((0, 0, 0), *costs, strict=True))
+    return dict(zip(("pixels", "foreground", "boundary"), sums, strict=True))
 
 
 def query(state, cycle):
