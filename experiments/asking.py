@@ -38,6 +38,7 @@ def pool_of(state, indices, cycle, **more):
         needs=[need for part in state.parts.values() for need in getattr(part, "NEEDS", ())],
         labelled=state.active.get_indices_for_active_step(),
         val=state.val,
+        frame=lambda: state.model,
         scorers=selection.scorers(state.config["noted"]),
         **more,
     )

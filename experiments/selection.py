@@ -108,13 +108,19 @@ def score(heuristic, pool, rng, reduction="mean"):
     if hasattr(heuristic, "score"):
         scores = np.asarray(heuristic.score(pool=pool, rng=rng), dtype=np.float64)
     else:
-        scores = np.empty(len(pool))
-        pending = []  # read back only after the last batch was launched
         reduce = reducer(reduction)
-        for positions, prediction in pool.predictions():
-            pending.append((positions, reduce(heuristic.uncertainty(prediction), prediction)))
-        for positions, reduced in pending:
-            scores[positions] = reduced.cpu().numpy()
+        scores = per_image(pool, lambda prediction: reduce(heuristic.uncertainty(prediction), prediction))
     for position in np.flatnonzero(~np.isfinite(scores)):
         raise Refused(f"{heuristic.__name__} scores image {pool.ids[position]} as {scores[position]}: not a number.")
+    return scores
+
+
+def per_image(images, score, source=""):
+    """(N,) float64: what `score` makes of each image's Prediction, (B,) of a batch."""
+    scores = np.empty(len(images))
+    pending = []  # read back only after the last batch was launched
+    for positions, prediction in images.predictions(source):
+        pending.append((positions, score(prediction)))
+    for positions, values in pending:
+        scores[positions] = values.cpu().numpy()
     return scores
