@@ -2,8 +2,8 @@
 
 As in AL-MGS, https://github.com/lkf-Labs/AL-MGS: the smallest sums of the two largest cosine similarities are taken,
 which are the largest sums of the two smallest distances here. For Euclidean and Manhattan distances the published code
-sums the largest ones, those to the farthest images: here they are to the nearest. Every image is judged on its own, as
-published: two copies are never chosen, but two images of one rare kind may be.
+sums the largest ones, those to the farthest images: here they are to the nearest. As published every image is judged on
+its own, so that two copies may both be chosen where they are far from all that is labelled.
 """
 
 import numpy as np
