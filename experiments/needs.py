@@ -35,10 +35,11 @@ def check(config, parts, splits):
         if layer and not blind and layer not in parts["model"].LAYERS:
             known = ", ".join(parts["model"].LAYERS)
             raise Refused(f"{name}.layer={layer} is no layer of model={config['model']}, only {known}.")
-        if layer and settings.get("grid", 1) < 1:
-            raise Refused(f"{name}.grid is at least 1, not {settings['grid']}.")
-        if layer and settings.get("pooling", "mean") not in ("mean", "max"):
-            raise Refused(f"{name}.pooling is mean or max, not {settings['pooling']!r}.")
+        grid, pooling = settings.get("grid", 1), settings.get("pooling", "mean")
+        if layer and grid < 1:
+            raise Refused(f"{name}.grid is at least 1, not {grid}.")
+        if layer and pooling not in ("mean", "max"):
+            raise Refused(f"{name}.pooling is mean or max, not {pooling!r}.")
 
 
 def wanted(entry, part, initial, blind=False):

@@ -1,7 +1,7 @@
 """SDS, simple diversity sampling: the images least like their nearest neighbour in the pool and among the labelled.
 
-As in AL-MGS, https://github.com/lkf-Labs/AL-MGS: the smallest sums of the two largest cosine similarities are taken,
-which are the largest sums of the two smallest distances here. For Euclidean and Manhattan distances the published code
+As in AL-MGS (https://github.com/lkf-Labs/AL-MGS), where the smallest sums of the two largest cosine similarities are
+taken: these are the largest sums of the two smallest distances. For Euclidean and Manhattan distances its code
 sums the largest ones, those to the farthest images: here they are to the nearest. As published every image is judged on
 its own, so that two copies may both be chosen where they are far from all that is labelled.
 """

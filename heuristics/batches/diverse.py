@@ -1,6 +1,6 @@
 """Of the best images by score those least like each other and the labelled ones: a diversity constraint.
 
-AL-MGS's Entropy_DC, https://github.com/lkf-Labs/AL-MGS: of the 30 images of highest entropy the 20 with the smallest
+AL-MGS's Entropy_DC (https://github.com/lkf-Labs/AL-MGS): of the 30 images of highest entropy the 20 with the smallest
 sum of the largest cosine similarity to another candidate and the largest one to a labelled image. Each is judged on its
 own. With `greedy`, which is not published, it is judged against those already picked: k-centre, Sener & Savarese 2018,
 https://arxiv.org/abs/1708.00489.

@@ -1,6 +1,6 @@
 """Of the best random groups by score the one whose images are least like each other and the labelled ones.
 
-AL-MGS's Entropy_SB_DC, https://github.com/lkf-Labs/AL-MGS: stochastic batches (Gaillochet et al. 2023,
+AL-MGS's Entropy_SB_DC (https://github.com/lkf-Labs/AL-MGS): stochastic batches (Gaillochet et al. 2023,
 https://arxiv.org/abs/2301.07670) of which the 5 with the highest mean score are compared by the mean over their images
 of the largest cosine similarity within the group plus the largest one to a labelled image.
 """
