@@ -27,20 +27,30 @@ def check(config, parts, splits):
     }
     for entry, part in parts.items():
         name = part.__name__.rpartition(".")[2]
-        for need in wanted(entry, part, parts["initial"]):
+        settings = config.get(name, {})
+        blind = entry == "initial" and not settings.get("weights")
+        for need in wanted(entry, part, parts["initial"], blind):
             if not present[need]:
                 refuse(f"{entry}={name}", need, config[GIVEN_BY[need]])
-        layer = config.get(name, {}).get("layer", "")
-        if layer and entry != "initial" and layer not in parts["model"].LAYERS:
+        layer = settings.get("layer", "")
+        if layer and not blind and layer not in parts["model"].LAYERS:
             known = ", ".join(parts["model"].LAYERS)
             raise Refused(f"{name}.layer={layer} is no layer of model={config['model']}, only {known}.")
+        grid, pooling = settings.get("grid", 1), settings.get("pooling", "mean")
+        if layer and grid < 1:
+            raise Refused(f"{name}.grid is at least 1, not {grid}.")
+        if layer and pooling not in ("mean", "max"):
+            raise Refused(f"{name}.pooling is mean or max, not {pooling!r}.")
 
 
-def wanted(entry, part, initial):
-    """The needs of a component in this role that a model or a dataset gives; there is no model at the start."""
+def wanted(entry, part, initial, blind=False):
+    """The needs of a component in this role that a model or a dataset gives.
+
+    There is no model at the start: an initial set is `blind` unless it looks through weights from a file.
+    """
     named = part.needs() if hasattr(part, "needs") else getattr(part, "NEEDS", ())
     needs = [need for need in named if need in GIVEN_BY]
-    if entry == "initial":
+    if blind:
         return [need for need in needs if GIVEN_BY[need] == "dataset"]
     if entry == "heuristic" and getattr(initial, "EMPTY", False) and getattr(part, "NEEDS_MODEL", True):
         return [*needs, "pretrained"]

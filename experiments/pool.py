@@ -23,6 +23,7 @@ class Eyes:
     """The current model at work on one batch of images: what every source of predictions and features comes from."""
 
     model: Callable  # () -> the trained module, brought back only if somebody looks
+    frame: Callable  # () -> the module with any weights, to which others can be given
     layers: dict  # the model file's LAYERS
     place: tuple  # (seed, dataset, cycle)
     mc_iters: int
@@ -79,7 +80,7 @@ class Eyes:
         from safetensors.torch import load_file
 
         if weights not in self.others:
-            model = deepcopy(self.model())
+            model = deepcopy(self.frame())
             try:
                 model.load_state_dict(load_file(weights))
             except (OSError, SafetensorError, RuntimeError) as error:
@@ -239,15 +240,26 @@ def statistics(x, grid):
 
 @ingredient.capture
 def open_pool(store, indices, place, mc_iters, batch, dropout, masks, race, rotation, noise, flip, model=None,
-              layers=None, needs=(), labelled=(), val=None, advance=lambda pixels: None, **more):  # fmt: skip
+              frame=None, layers=None, needs=(), labelled=(), val=None, advance=lambda pixels: None,
+              **more):  # fmt: skip
     """The Pool of these images of a Store, with its `labelled` ones and those of the Store `val`.
 
-    `model` is a function that gives the trained module; without it there are images but no predictions. `more` are
-    arguments of Pool.
+    `model` is a function that gives the trained module; without it there are images but no predictions. `frame` gives
+    the module with whatever weights, enough to look through weights from a file. `more` are arguments of Pool.
     """
     augmentation = {"rotation": rotation, "noise": noise, "flip": flip}
-    balanced = masks == "balanced"
-    eyes = model and Eyes(model, layers or {}, place, mc_iters, augmentation, dropout, balanced, needs, advance)
+    eyes = model and Eyes(
+        model,
+        frame or model,
+        layers or {},
+        place,
+        mc_iters,
+        augmentation,
+        dropout,
+        balanced=masks == "balanced",
+        needs=needs,
+        advance=advance,
+    )
 
     def shown(store, indices):
         indices = list(indices)

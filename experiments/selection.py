@@ -122,9 +122,15 @@ def score(heuristic, pool, rng, reduction="mean"):
     if hasattr(heuristic, "score"):
         scores = np.asarray(heuristic.score(pool=pool, rng=rng), dtype=np.float64)
     else:
-        scores = map_scores(heuristic, pool, reduction, pool.predictions(source(heuristic)))
+        scores = per_image(pool, of_map(heuristic, reduction), source(heuristic))
     refuse_what_is_no_number(heuristic, pool, scores)
     return scores
+
+
+def of_map(heuristic, reduction):
+    """The function that makes a Prediction of B images their scores (B,), of a heuristic that gives a map."""
+    reduce = reducer(reduction)
+    return lambda prediction: reduce(heuristic.uncertainty(prediction), prediction)
 
 
 def refuse_what_is_no_number(heuristic, pool, scores):
@@ -132,13 +138,13 @@ def refuse_what_is_no_number(heuristic, pool, scores):
         raise Refused(f"{heuristic.__name__} scores image {pool.ids[position]} as {scores[position]}: not a number.")
 
 
-def map_scores(heuristic, pool, reduction, predictions):
-    """(N,) float64 of a heuristic that gives a map, 0 for images that `predictions` does not show."""
-    scores, reduce = torch.zeros(len(pool)), reducer(reduction)
-    for positions, prediction in predictions:
-        reduced = reduce(heuristic.uncertainty(prediction), prediction)
-        scores = scores.to(reduced)  # where the first batch lies; read back after the last one was launched
-        scores[positions] = reduced
+def per_image(images, score, source="", **which):
+    """(N,) float64: what `score` makes of each image's Prediction, (B,) of a batch; 0 for images that are not shown."""
+    scores = torch.zeros(len(images))
+    for positions, prediction in images.predictions(source, **which):
+        values = score(prediction)
+        scores = scores.to(values)  # where the first batch lies; read back after the last one was launched
+        scores[positions] = values
     return scores.cpu().numpy().astype(np.float64)
 
 
@@ -148,10 +154,10 @@ def run_race(heuristic, pool, n, reduction):
     Of those that lead after the first quarter, 3 n or a tenth of the pool go on, whichever is more; they start anew,
     for nothing of the pool's predictions is kept. The scores of the others are those of the first quarter.
     """
-    few, where = -(-pool.mc_iters // 4), source(heuristic)
-    scores = map_scores(heuristic, pool, reduction, pool.predictions(where, passes=few))
+    value, where = of_map(heuristic, reduction), source(heuristic)
+    scores = per_image(pool, value, where, passes=-(-pool.mc_iters // 4))
     leaders = ranking(scores, pool.ids)[: max(3 * n, len(pool) // 10)]
-    scores[leaders] = map_scores(heuristic, pool, reduction, pool.predictions(where, among=leaders))[leaders]
+    scores[leaders] = per_image(pool, value, where, among=leaders)[leaders]
     refuse_what_is_no_number(heuristic, pool, scores)
     order = ranking(scores[leaders], [pool.ids[i] for i in leaders])
     return [leaders[i] for i in order[:n]], scores

@@ -3,6 +3,7 @@
 import io
 import math
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -119,7 +120,12 @@ def initial(state):
     event = state.book.find("start")
     if event is None:
         check_pool(state, 0)
-        pool = asking.pool_of(state, range(len(state.train)), 0)
+        name = state.config["initial"]
+
+        def untrained():
+            raise Refused(f"initial={name} looks at the model, and before its first training there is nothing to see.")
+
+        pool = asking.pool_of(state, range(len(state.train)), 0, model=untrained)
         queries, _ = asking.ask(state.parts["initial"], top, pool, state.config["start"], state.at("initial"))
         named = {
             "classes": state.parts["dataset"].CLASSES,
@@ -207,7 +213,7 @@ def query(state, cycle):
             asking.some(state, cycle),
             cycle,
             model=trained,
-            memory=before["memory"] if before else {},
+            memory=deepcopy(before["memory"]) if before else {},
             advance=state.bar.advance,
         )
         n, way = state.config["query"], asking.reduction(state.config)
