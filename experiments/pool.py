@@ -74,7 +74,8 @@ class Eyes:
         if weights not in self.others:
             model = deepcopy(self.model())
             try:
-                model.load_state_dict(load_file(weights))
+                saved = load_file(weights)
+                model.load_state_dict({k: saved[k] for k in saved if not k.startswith("learner.")})
             except (OSError, SafetensorError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]
                 raise Refused(

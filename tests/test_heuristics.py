@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import selection
+from experiments import learned, selection
 from experiments.components import defaults, load, names
 from experiments.errors import Refused
 from experiments.pool import Pool, open_pool
@@ -208,6 +208,10 @@ def make_pool(heuristic, model, order=ALL, **more):
     needs = getattr(heuristic, "NEEDS", ())
     store = make_store([*(IDS[i] for i in order), *LABELLED])
     labelled, val = range(len(order), len(order) + len(LABELLED)), make_store(LABELLED)
+    if hasattr(heuristic, "prepare"):
+        paths = LAYERS[defaults(heuristic.ingredient)["layer"]] if hasattr(heuristic, "loss") else []
+        learner = learned.prepare(heuristic, model, paths, 3, (0, "drawn", 1), torch.device("cpu"))
+        more["learner"] = learner.eval()
     return open_pool(store, range(len(order)), model=lambda: model, layers=LAYERS, needs=needs, labelled=labelled,
                      val=val, **settings | more)  # fmt: skip
 
