@@ -166,6 +166,7 @@ def train_and_test(state, cycle):
             epoch=epoch,
             weights=weights,
         )
+        state.book.drop_weights(cycle, state.config["checkpoint"])
         state.book.time(cycle, train=seconds, evaluate=perf_counter() - began)
     return publish(state, cycle, event)
 

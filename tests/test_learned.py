@@ -15,7 +15,7 @@ from test_training import SIDE, make_model, make_store, same, scripted, weights
 from experiments import augment, learned, training
 from experiments.components import defaults
 from experiments.errors import Refused
-from experiments.ledger import Ledger
+from experiments.ledger import Ledger, hash_weights
 from experiments.losses import LOSSES
 from experiments.pool import Eyes, Pool
 from experiments.store import IGNORE, Store
@@ -312,7 +312,7 @@ def test_the_crops_of_the_pool_leave_the_training_of_the_model_as_it_is(attach):
     assert all(0 <= crops.min() and crops.max() <= 1 for pair in seen for crops in pair)
     assert (store.mask(4) == IGNORE).all()
     for _, unlabelled in seen:
-        assert (unlabelled.amax((1, 2, 3)) == unlabelled.amin((1, 2, 3))).all()  # the white image, coloured
+        assert (unlabelled.amax((2, 3)) - unlabelled.amin((2, 3)) < 1e-6).all()  # the white image, coloured
     assert not torch.equal(seen[0][1], seen[1][1])
 
 
@@ -478,7 +478,7 @@ def test_a_run_that_crashes_after_every_event_ends_as_one_that_does_not(
         real(book, *args, **values)
         raise Crash
 
-    real, crashes = Ledger.append, 0
+    expected, real, crashes = finished(heuristic), Ledger.append, 0
     monkeypatch.setattr(Ledger, "append", append)
     while crashes < 10:
         try:
@@ -487,20 +487,36 @@ def test_a_run_that_crashes_after_every_event_ends_as_one_that_does_not(
         except Crash:
             crashes += 1
     assert crashes == 6
-    assert ledger_bytes(tmp_path / "results", heuristic) == ledger_bytes(finished(heuristic), heuristic)
-    assert same(checkpoint(tmp_path / "results", heuristic, 2), checkpoint(finished(heuristic), heuristic, 2))
+    assert ledger_bytes(tmp_path / "results", heuristic) == ledger_bytes(expected, heuristic)
+    assert same(checkpoint(tmp_path / "results", heuristic, 2), checkpoint(expected, heuristic, 2))
+
+
+def test_a_run_that_dies_before_an_evaluation_is_written_still_has_the_weights_that_it_went_on_from(
+    smoke, finished, tmp_path, monkeypatch
+):
+    real = Ledger.append
+
+    def append(book, event, cycle=0, **values):
+        if (event, cycle) == ("evaluated", 1):
+            raise KeyboardInterrupt
+        return real(book, event, cycle, **values)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Ledger, "append", append)
+        smoke(cycles=2, heuristic="ceal", ceal=TINY["ceal"])
+    smoke(cycles=2, heuristic="ceal", ceal=TINY["ceal"])
+    assert ledger_bytes(tmp_path / "results", "ceal") == ledger_bytes(finished("ceal"), "ceal")
 
 
 def test_vaal_and_ceal_start_as_every_other_strategy_and_learning_loss_says_that_it_does_not(
     smoke, finished, longer, capsys
 ):
-    plain = checkpoint(longer, "bald", 2)
     first = events(longer)[1]
     for heuristic in ("vaal", "ceal"):
         event = events(finished(heuristic), heuristic)[1]
         assert event["metrics"] == first["metrics"] and event["per_image"] == first["per_image"]
         own, more = learned.parted(checkpoint(finished(heuristic), heuristic, 0))
-        assert own.keys() == plain.keys() and bool(more) == (heuristic == "vaal")
+        assert hash_weights(own) == first["weights"] and bool(more) == (heuristic == "vaal")
     joint = events(finished("learning_loss"), "learning_loss")[1]
     assert joint["weights"] != first["weights"]
     capsys.readouterr()
@@ -548,14 +564,14 @@ def test_pseudo_labels_are_there_in_training_and_nowhere_else(smoke, monkeypatch
     monkeypatch.setattr(training, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
         smoke(cycles=2, heuristic="ceal", ceal={"threshold": 2.0})
-    assert seen == [(2, 0), (4, 13), (6, 11)]
+    assert seen == [(2, 0), (4, 12), (6, 10)]
     store = stores[0]
     assert sum(bool((store.mask(i) != IGNORE).any()) for i in range(len(store))) == 6  # the labelled ones, after all
     for event in events(tmp_path / "results", "ceal")[1::2]:
-        assert event["images"] + event["pool"] == 17
+        assert event["images"] + event["pool"] == 16
         assert event["pixels"] == sum(store.mask(i).numel() for i in labelled_first(store, tmp_path, event["images"]))
     table = (tmp_path / "results/ceal_0/queries/cycle_001.csv").read_text().splitlines()
-    assert len(table) == 1 + 13  # the next query looks at them as at any other
+    assert len(table) == 1 + 12  # the next query looks at them as at any other
 
 
 def labelled_first(store, tmp_path, count):
@@ -577,8 +593,8 @@ def test_no_mask_of_the_pool_is_opened(smoke, monkeypatch, tmp_path, heuristic):
     smoke(cycles=1, heuristic=heuristic, **{heuristic: TINY[heuristic]})
     found = events(tmp_path / "results", heuristic)
     paid = [q["id"] for e in found for q in e.get("queries", [])]
-    assert [id for id in opened if id.startswith("train") and id in paid] == paid
-    assert len(opened) == len(paid) + 4 + 4  # the validation's and the test's
+    assert len(paid) == 4 and opened[-4:] == paid
+    assert len(opened) == 5 + 4 + len(paid)  # those of the validation and the test come first
 
 
 def test_a_checkpoint_with_a_learner_can_be_looked_through_for_features(finished):
