@@ -106,7 +106,7 @@ def introduce(config, run, parts, splits, test, classes):
     if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
         print(f"This is a small budget; the published one is `with {config['dataset']}`.", flush=True)
     if getattr(parts["heuristic"], "JOINT", False):
-        print(f"{config['heuristic']} trains the model too: no first Dice paired with other heuristics'.", flush=True)
+        print(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.", flush=True)
     if test:
         constant = evaluation.constant_dice(test, classes)
         run.info["constant_dice"] = constant

@@ -522,7 +522,7 @@ def test_vaal_and_ceal_start_as_every_other_strategy_and_learning_loss_says_that
     capsys.readouterr()
     for heuristic, said in (("learning_loss", True), ("vaal", False), ("ceal", False)):
         smoke(heuristic=heuristic, to=heuristic, cycles=0, **{heuristic: TINY[heuristic]})
-        assert ("no first Dice paired" in capsys.readouterr().out) == said
+        assert ("its first Dice is not paired with others'" in capsys.readouterr().out) == said
 
 
 def test_a_lost_checkpoint_of_a_learner_is_trained_again(smoke, finished, tmp_path):
