@@ -280,6 +280,7 @@ def pseudo_labelled(state, cycle):
                 if (mask != IGNORE).any():
                     masked.append(indices[position])
                     state.train.mask(indices[position]).copy_(mask)
+        state.bar.line(f"cycle {cycle}/{state.config['cycles']}: {len(masked)} of {len(pool)} images pseudo-labelled")
         yield {"pseudo": masked, "pseudo_crops": state.config[state.config["heuristic"]]["pseudo_crops"]}
     finally:
         for index in masked:

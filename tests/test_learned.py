@@ -547,7 +547,7 @@ def test_pseudo_labels_need_the_last_weights(smoke, finished, tmp_path):
         smoke(cycles=2, heuristic="ceal", ceal=TINY["ceal"])
 
 
-def test_pseudo_labels_are_there_in_training_and_nowhere_else(smoke, monkeypatch, tmp_path):
+def test_pseudo_labels_are_there_in_training_and_nowhere_else(smoke, monkeypatch, tmp_path, capsys):
     """All pixels are sure enough here: every image that is left of the pool is trained on, but never paid for."""
     seen, stores, real = [], [], training.fit
 
@@ -565,6 +565,7 @@ def test_pseudo_labels_are_there_in_training_and_nowhere_else(smoke, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         smoke(cycles=2, heuristic="ceal", ceal={"threshold": 2.0})
     assert seen == [(2, 0), (4, 12), (6, 10)]
+    assert "cycle 1/2: 12 of 12 images pseudo-labelled" in capsys.readouterr().out
     store = stores[0]
     assert sum(bool((store.mask(i) != IGNORE).any()) for i in range(len(store))) == 6  # the labelled ones, after all
     for event in events(tmp_path / "results", "ceal")[1::2]:
