@@ -31,8 +31,9 @@ def check(config, components, command):
         raise Refused(f"full trains on every label: leave out initial={config['initial']}.")
     if config["checkpoint"] not in ("last", "all", "none"):
         raise Refused(f"checkpoint is one of last, all, none, not {config['checkpoint']!r}.")
-    if config["trainer"]["warm_start"] and config["checkpoint"] == "none":
-        raise Refused("trainer.warm_start goes on from saved weights: set checkpoint=last.")
+    if config["checkpoint"] == "none" and steps.goes_on(config, components["heuristic"]):
+        who = "trainer.warm_start" if config["trainer"]["warm_start"] else f"heuristic={config['heuristic']}"
+        raise Refused(f"{who} goes on from saved weights: set checkpoint=last.")
     if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):
         raise Refused(f"label names a file, so it cannot be {config['label']!r}.")
     training.check()

@@ -79,10 +79,12 @@ class Eyes:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        from experiments.learned import parted  # which looks at layers with what is below
+
         if weights not in self.others:
             model = deepcopy(self.frame())
             try:
-                model.load_state_dict(load_file(weights))
+                model.load_state_dict(parted(load_file(weights))[0])
             except (OSError, SafetensorError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]
                 raise Refused(

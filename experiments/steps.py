@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import asking, evaluation, ledger, metrics, needs, training
+from experiments import asking, evaluation, learned, ledger, metrics, needs, training
 from experiments.components import PRESETS
 from experiments.errors import Refused
 from experiments.ledger import Ledger, write
@@ -41,6 +41,7 @@ class State:
     book: Ledger
     bar: Progress
     holds: int | None = None  # the cycle whose trained weights are in the model
+    learner: Any = None  # what a learned strategy trained beside them
 
     def at(self, cycle):
         return (*self.place, cycle)
@@ -87,7 +88,7 @@ def prepare(config, run, parts):
         annotated.label(range(len(annotated)))
     size, classes = len(train), len(data.CLASSES)
     config, folder = counted(config, parts, size), folder_of(config)
-    introduce(config, run, splits, test, classes)
+    introduce(config, run, parts, splits, test, classes)
     fingerprints = [store and store.fingerprint for store in stores]
     with Ledger(folder, config, fingerprints) as book, Progress(plan(config, splits.crop, *stores)) as bar:
         if book.events:
@@ -99,7 +100,7 @@ def prepare(config, run, parts):
         yield State(config, run, parts, place, splits.crop, *stores, active, classes, model, first, book, bar)
 
 
-def introduce(config, run, splits, test, classes):
+def introduce(config, run, parts, splits, test, classes):
     """Say what is about to be done, and what an answer that looks at nothing would score."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
     queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
@@ -109,6 +110,8 @@ def introduce(config, run, splits, test, classes):
     )
     if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
         print(f"This is a small budget; the published one is `with {config['dataset']}`.", flush=True)
+    if getattr(parts["heuristic"], "JOINT", False):
+        print(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.", flush=True)
     if test:
         constant = evaluation.constant_dice(test, classes)
         run.info["constant_dice"] = constant
@@ -166,7 +169,8 @@ def train_and_test(state, cycle):
             scalars, arrays, calibration = evaluation.evaluate(
                 state.model, state.test, state.at(cycle), state.classes, advance=state.bar.advance
             )
-        weights = state.book.save_weights(cycle, state.model.state_dict(), state.config["checkpoint"])
+        saved = learned.joined(state.model, state.learner)
+        weights = state.book.save_weights(cycle, saved, state.config["checkpoint"])
         epoch = seen.pop("epoch", None)  # no measurement: apart from the metrics, which one axis shows together
         labelled = state.active.get_indices_for_active_step()
         event = state.book.append(
@@ -182,6 +186,7 @@ def train_and_test(state, cycle):
             epoch=epoch,
             weights=weights,
         )
+        state.book.drop_weights(cycle, state.config["checkpoint"])
         state.book.time(cycle, train=seconds, evaluate=perf_counter() - began)
     return publish(state, cycle, event)
 
@@ -207,6 +212,8 @@ def query(state, cycle):
 
         began = perf_counter()
         state.bar.start(stage)
+        if learns(state):
+            trained()
         before = state.book.find("queried", cycle - 1)
         pool = asking.pool_of(
             state,
@@ -214,6 +221,7 @@ def query(state, cycle):
             cycle,
             model=trained,
             memory=deepcopy(before["memory"]) if before else {},
+            learner=state.learner and state.learner.eval(),
             advance=state.bar.advance,
         )
         n, way = state.config["query"], asking.reduction(state.config)
@@ -228,19 +236,76 @@ def query(state, cycle):
 
 def fit(state, cycle):
     """Train this cycle's weights into the model: (seconds, validation values)."""
-    if cycle and state.config["trainer"]["warm_start"] and state.holds != cycle - 1:
+    if cycle and goes_on(state.config, state.parts["heuristic"]) and state.holds != cycle - 1:
         recall(state, cycle - 1)
     began = perf_counter()
     held, seen = held_out(state), {}
     labelled = [i for i in state.active.get_indices_for_active_step() if i not in held]
     state.bar.start(f"cycle {cycle}/{state.config['cycles']}, training on {len(labelled)}")
-    training.begin(state.model, state.first, cycle)
-    if labelled:
-        seen = training.fit(
-            state.model, state.train, labelled, state.val, state.at(cycle), state.crop, advance=state.bar.advance
-        )
+    with pseudo_labelled(state, cycle) as pseudo:
+        training.begin(state.model, state.first, cycle)
+        strategy = strategy_of(state, cycle) if learns(state) else None
+        state.learner = strategy and strategy.learner
+        if labelled:
+            seen = training.fit(
+                state.model,
+                state.train,
+                labelled,
+                state.val,
+                state.at(cycle),
+                state.crop,
+                advance=state.bar.advance,
+                strategy=strategy,
+                **pseudo,
+            )
     state.holds = cycle
     return perf_counter() - began, seen
+
+
+def learns(state):
+    """Whether the heuristic is a learned strategy."""
+    return hasattr(state.parts["heuristic"], "prepare")
+
+
+def strategy_of(state, cycle):
+    """The learned strategy as a cycle's training begins."""
+    heuristic, model_file = state.parts["heuristic"], state.parts["model"]
+    layer = state.config.get(state.config["heuristic"], {}).get("layer")
+    found = model_file.LAYERS[layer] if layer else []
+    paths = [found] if isinstance(found, str) else found
+    channels, place = state.parts["dataset"].CHANNELS, state.at(cycle)
+    learner = learned.prepare(heuristic, state.model, paths, channels, place, state.train.device)
+    return learned.Strategy(heuristic, learner, paths, np.flatnonzero(~state.active.labelled), place)
+
+
+def goes_on(config, heuristic):
+    """Whether training a cycle takes the weights of the one before."""
+    return config["trainer"]["warm_start"] or hasattr(heuristic, "pseudo_labels")
+
+
+@contextmanager
+def pseudo_labelled(state, cycle):
+    """In here `train` has the heuristic's pseudo labels, of the last cycle's weights, as masks of unlabelled images.
+
+    Gives what training.fit must know of them; nothing without any.
+    """
+    heuristic, masked = state.parts["heuristic"], []
+    if not cycle or not hasattr(heuristic, "pseudo_labels"):
+        yield {}
+        return
+    indices = asking.some(state, cycle - 1)
+    pool = asking.pool_of(state, indices, cycle - 1, model=lambda: state.model, advance=state.bar.advance)
+    try:
+        for positions, masks in heuristic.pseudo_labels(pool=pool):
+            for position, mask in zip(positions, masks, strict=True):
+                if (mask != IGNORE).any():
+                    masked.append(indices[position])
+                    state.train.mask(indices[position]).copy_(mask)
+        state.bar.line(f"cycle {cycle}/{state.config['cycles']}: {len(masked)} of {len(pool)} images pseudo-labelled")
+        yield {"pseudo": masked, "pseudo_crops": state.config[state.config["heuristic"]]["pseudo_crops"]}
+    finally:
+        for index in masked:
+            state.train.mask(index).fill_(IGNORE)
 
 
 def held_out(state):
@@ -257,9 +322,13 @@ def recall(state, cycle):
     """Bring back a cycle's weights: from its checkpoint or, where that is gone, by training them again."""
     weights = state.book.load_weights(cycle, state.book.find("evaluated", cycle)["weights"])
     if weights is not None:
-        state.model.load_state_dict(weights)
+        own, more = learned.parted(weights)
+        state.model.load_state_dict(own)
+        if learns(state):
+            state.learner = strategy_of(state, cycle).learner
+            state.learner.load_state_dict(more)
         state.holds = cycle
-    elif state.config["trainer"]["warm_start"]:
+    elif goes_on(state.config, state.parts["heuristic"]):
         raise Refused(f"The weights of cycle {cycle} in {state.book.folder} are gone: start again with another label.")
     else:
         fit(state, cycle)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import prediction, selection
+from experiments import learned, prediction, selection
 from experiments.components import defaults, load, names
 from experiments.errors import Refused
 from experiments.pool import Pool, open_pool
@@ -213,6 +213,10 @@ def make_pool(heuristic, model, order=ALL, taken=(), **more):
     store, val = make_store(ids, (*LABELLED, *taken)), make_store(VALIDATION)
     labelled = [i for i, id in enumerate(ids) if id in (*LABELLED, *taken)]
     pool = [i for i in range(len(ids)) if i not in labelled]
+    if hasattr(heuristic, "prepare"):
+        paths = LAYERS[defaults(heuristic.ingredient)["layer"]] if hasattr(heuristic, "loss") else []
+        learner = learned.prepare(heuristic, model, paths, 3, (0, "drawn", 1), torch.device("cpu"))
+        settings["learner"] = learner.eval()
     return open_pool(store, pool, model=lambda: model, layers=LAYERS, needs=needs, labelled=labelled,
                      val=val, classes=("background", "gland"), **settings)  # fmt: skip
 
