@@ -1,7 +1,7 @@
 """Training: the labelled images of a Store, augmented in batches on the device, best weights by validation."""
 
 import math
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -134,21 +134,16 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             inside = augment.inside(train, shown[now], drawn, height, width)
             x = augment.colour(images, inside, drawn["factors"])
             model.dropout_keys.now = keys[now]
-            try:
+            with explained(f"{len(x)} crop(s) of {width} x {height}", x.device):
                 with cast(), watched(model, paths) as maps:
                     logits = model(x)
-            except ValueError as error:  # batch norm needs two values a channel
-                raise Refused(
-                    f"{len(x)} crop(s) of {width} x {height} are too little to train on ({error}): raise "
-                    "trainer.batch, trainer.draws or the crop."
-                ) from error
-            losses = objective(two_sided(logits.float()), masks)
-            value = losses.mean()
-            if strategy:
-                value = value + strategy.loss(maps(), losses, epoch / epochs)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            optimizer.step()
+                losses = objective(two_sided(logits.float()), masks)
+                value = losses.mean()
+                if strategy:
+                    value = value + strategy.loss(maps(), losses, epoch / epochs)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                optimizer.step()
             scheduler.step()
             if strategy:
                 strategy.step(train, x, epoch, now.start)
@@ -163,6 +158,22 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             if seen and best.tired(epoch + 1, seen):
                 break
     return best.restore()
+
+
+@contextmanager
+def explained(crops, device):
+    """Say which setting is wrong where a step is too much for the device or too little for batch norm."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Refused(
+            f"A step of {crops} does not fit on {device}: lower trainer.batch, the crop or the width."
+        ) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        reason = f"{crops} are too little to train on ({error})"
+        raise Refused(f"{reason}: raise trainer.batch, trainer.draws or the crop.") from error
 
 
 @ingredient.capture

@@ -10,6 +10,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.errors import Refused
+from experiments.prediction import winner
 from experiments.store import IGNORE
 from heuristics.entropy import entropy
 
@@ -51,7 +52,7 @@ def pseudo_labels(pool, threshold, decay):
 
 def confident(p, bits):
     """(B, H, W) uint8: the most probable class where the entropy is below so many bits, IGNORE elsewhere."""
-    return p.argmax(1).to(torch.uint8).masked_fill(entropy(p) >= bits * math.log(2), IGNORE)
+    return winner(p).to(torch.uint8).masked_fill(entropy(p) >= bits * math.log(2), IGNORE)
 
 
 def least_confidence(p):

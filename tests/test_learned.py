@@ -145,7 +145,7 @@ def test_the_prediction_for_an_image_is_that_of_its_maps_means(attach):
     attach(learning_loss)
     model, _ = make_model()
     taught, image = strategy(learning_loss, model), torch.randint(256, (1, 48, 40, 3), dtype=torch.uint8)
-    eyes = Eyes(lambda: model, LAYERS, PLACE, 1, {})
+    eyes = Eyes(lambda: model, lambda: model, LAYERS, PLACE, 1, {})
     pool = Pool(["a"], [""], lambda: [([0], image)], eyes, learner=taught.learner.eval())
     with learned.watched(model.eval(), LAYERS["encoder"]) as maps, torch.no_grad():
         model(image.permute(0, 3, 1, 2) / 255)
@@ -399,7 +399,7 @@ def labels(attach, cycle, **updates):
     attach(ceal, **updates)
     p = torch.tensor([0.999, 0.9975, 0.5]).view(3, 1, 1, 1)
     prediction, sources = of_passes(torch.cat([p, 1 - p], 1)[None]), []
-    eyes = SimpleNamespace(predict=lambda images, ids, source: sources.append(source) or (prediction, 1))
+    eyes = SimpleNamespace(predict=lambda images, ids, source, *rest: sources.append(source) or (prediction, 1))
     found = list(ceal.pseudo_labels(pool=Pool("abc", "   ", lambda: [([2, 0, 1], None)], eyes, cycle=cycle)))
     assert sources == ["deterministic"] * len(found)
     return [masks.flatten().tolist() for positions, masks in found if positions == [2, 0, 1]]
@@ -604,10 +604,10 @@ def test_a_checkpoint_with_a_learner_can_be_looked_through_for_features(finished
     path = finished("vaal") / "vaal_0" / "checkpoint" / "cycle_001.safetensors"
     own, _ = learned.parted(checkpoint(finished("vaal"), "vaal", 1))
     image = torch.randint(256, (1, 48, 48, 3), dtype=torch.uint8)
-    eyes = Eyes(lambda: model, LAYERS, PLACE, 1, {})
+    eyes = Eyes(lambda: model, lambda: model, LAYERS, PLACE, 1, {})
     got = eyes.maps(image, "bottleneck", str(path))
     model.load_state_dict(own)
-    assert torch.equal(got[0], Eyes(lambda: model, LAYERS, PLACE, 1, {}).maps(image, "bottleneck")[0])
+    assert torch.equal(got[0], Eyes(lambda: model, lambda: model, LAYERS, PLACE, 1, {}).maps(image, "bottleneck")[0])
 
 
 def test_losses_take_a_crop_without_any_pseudo_label():
