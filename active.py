@@ -5,7 +5,7 @@ Label a few images, train, test, ask for the masks that the heuristic wants most
 
 import os
 
-from experiments import asking, augment, evaluation, prediction, selection, steps, training
+from experiments import asking, augment, evaluation, prediction, selection, steps, training, weights
 from experiments.components import SelectiveExperiment
 from experiments.errors import Refused
 from experiments.ledger import CEILING
@@ -31,7 +31,7 @@ def check(config, components, command):
         raise Refused(f"full trains on every label: leave out initial={config['initial']}.")
     if config["checkpoint"] not in ("last", "all", "none"):
         raise Refused(f"checkpoint is one of last, all, none, not {config['checkpoint']!r}.")
-    if config["checkpoint"] == "none" and steps.goes_on(config, components["heuristic"]):
+    if config["checkpoint"] == "none" and weights.goes_on(config, components["heuristic"]):
         who = "trainer.warm_start" if config["trainer"]["warm_start"] else f"heuristic={config['heuristic']}"
         raise Refused(f"{who} goes on from saved weights: set checkpoint=last.")
     if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):

@@ -12,6 +12,7 @@ from sacred import Ingredient
 
 from experiments.errors import Refused
 from experiments.pool import pooled
+from experiments.prediction import winner
 
 ingredient = Ingredient("badge")
 
@@ -52,7 +53,7 @@ def gathered(images, of, source=""):
 def gradients(prediction, size):
     """(B, classes * cells) average gradient of each logit in each of as many square cells as make about `size`."""
     p = prediction.mean
-    gradient = p - torch.zeros_like(p).scatter_(1, p.argmax(1, keepdim=True), 1)
+    gradient = p - torch.zeros_like(p).scatter_(1, winner(p)[:, None], 1)
     grid = max(1, round((size / p.shape[1]) ** 0.5))
     return pooled(gradient * prediction.valid[:, None], grid, "mean")
 

@@ -11,6 +11,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.errors import Refused
+from experiments.prediction import winner
 from experiments.randomness import uniform
 from heuristics.badge import gathered
 from heuristics.batches.power import log_scores
@@ -58,7 +59,7 @@ def class_entropies(prediction, membership):
 
 MEMBERSHIP = {
     "probability": lambda p: p,
-    "prediction": lambda p: torch.zeros_like(p).scatter_(1, p.argmax(1, keepdim=True), 1),
+    "prediction": lambda p: torch.zeros_like(p).scatter_(1, winner(p)[:, None], 1),
 }
 
 

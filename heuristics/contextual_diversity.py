@@ -13,6 +13,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.errors import Refused
+from experiments.prediction import winner
 from heuristics.badge import gathered
 from heuristics.entropy import entropy
 
@@ -42,7 +43,7 @@ def confusion(prediction):
     """(B, C * C): entropy-weighted mean distribution of the pixels of each predicted class, zeros if it is absent."""
     p = prediction.mean.flatten(2)
     weights = (entropy(p) + 1e-12) * prediction.valid.flatten(1)  # pixels without any doubt count alike
-    members = torch.zeros_like(p).scatter_(1, p.argmax(1, keepdim=True), weights[:, None])
+    members = torch.zeros_like(p).scatter_(1, winner(p)[:, None], weights[:, None])
     total = members.sum(2, keepdim=True)
     return (members @ p.mT / total.where(total > 0, 1)).flatten(1)
 
