@@ -11,8 +11,8 @@ from experiments.catalogue import catalogue, markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = {
-    "heuristic": """random entropy expected_entropy least_confidence margin bald variance vote_variance ams alpha_mix tta
-        vote edge_entropy mask_discrepancy coreset kmeans simple_diversity hybrid two_stage progressive
+    "heuristic": """random entropy expected_entropy least_confidence margin bald variance vote_variance ams
+        alpha_mix tta vote edge_entropy mask_discrepancy coreset kmeans simple_diversity hybrid two_stage progressive
         contextual_diversity badge crc class_stratified typiclust probcover learning_loss vaal ceal random_balanced
         foreground_random""",
     "batch": "top balanced stochastic power diverse diverse_groups",
