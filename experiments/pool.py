@@ -30,6 +30,8 @@ class Eyes:
     augmentation: dict  # rotation, noise, flip
     dropout: bool = True
     balanced: bool = False
+    compiled: bool = False
+    precision: str = "float32"
     needs: tuple = ()
     advance: Callable = lambda pixels: None
     others: dict = field(default_factory=dict)  # models with other weights, by path
@@ -73,7 +75,7 @@ class Eyes:
     def network(self):
         from experiments.inference import Network  # needs torch at once
 
-        return Network(self.model())
+        return Network(self.model(), self.compiled, self.precision)
 
     def _other(self, weights):
         from safetensors import SafetensorError
@@ -241,9 +243,9 @@ def statistics(x, grid):
 
 
 @ingredient.capture
-def open_pool(store, indices, place, mc_iters, batch, dropout, masks, race, rotation, noise, flip, model=None,
-              frame=None, layers=None, needs=(), labelled=(), val=None, advance=lambda pixels: None,
-              **more):  # fmt: skip
+def open_pool(store, indices, place, mc_iters, batch, dropout, masks, race, compiled, precision, rotation, noise,
+              flip, model=None, frame=None, layers=None, needs=(), labelled=(), val=None,
+              advance=lambda pixels: None, **more):  # fmt: skip
     """The Pool of these images of a Store, with its `labelled` ones and those of the Store `val`.
 
     `model` is a function that gives the trained module; without it there are images but no predictions. `frame` gives
@@ -259,6 +261,8 @@ def open_pool(store, indices, place, mc_iters, batch, dropout, masks, race, rota
         augmentation,
         dropout,
         balanced=masks == "balanced",
+        compiled=compiled,
+        precision=precision,
         needs=needs,
         advance=advance,
     )

@@ -23,13 +23,18 @@ def settings():
     masks = "independent"  # or "balanced": a unit is dropped in exactly mc_iters x p of the passes, see dropout.py
     race = False  # True: few passes for all images, the rest for those that lead after them; batch=top only
     batch = 4  # images at once; changes speed and memory, never the masks or the picks
+    compiled = False  # True: torch.compile, a minute or more in each cycle that only pools of thousands pay back
+    precision = "float32"  # or bfloat16, for GPUs: see `check`
     rotation = 10.0  # views of test-time augmentation are turned by up to this many degrees either way
     noise = 0.01  # standard deviation of the noise on such a view, in the units of images in [0, 1]
     flip = False  # True: such a view is mirrored, either way, half of the times
 
 
 @ingredient.capture
-def check(masks):
+def check(masks, precision):
+    """Refuse what names nothing."""
+    if precision not in ("float32", "bfloat16"):
+        raise Refused(f"prediction.precision is float32 or bfloat16, not {precision!r}.")
     if masks not in ("independent", "balanced"):
         raise Refused(f"prediction.masks is independent or balanced, not {masks!r}.")
 

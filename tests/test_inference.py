@@ -221,6 +221,14 @@ def test_balanced_scores_do_not_depend_on_the_batch():
     assert not np.allclose(one, selection.score(bald, make_pool(store, model), None), atol=1e-6)
 
 
+def test_bfloat16_scores_are_those_of_float32_up_to_its_rounding():
+    store, model = make_store([(40, 36)] * 12), make_model()[0]
+    full, half = (selection.score(bald, make_pool(store, model, precision=p), None) for p in ("float32", "bfloat16"))
+    assert not np.array_equal(full, half)
+    np.testing.assert_allclose(half, full, rtol=0.1)
+    assert np.corrcoef(full, half)[0, 1] > 0.95
+
+
 # ---- the race
 
 
