@@ -5,7 +5,7 @@ Label a few images, train, test, ask for the masks that the heuristic wants most
 
 import os
 
-from experiments import asking, augment, evaluation, prediction, selection, steps, training
+from experiments import asking, augment, evaluation, prediction, selection, steps, training, weights
 from experiments.components import SelectiveExperiment
 from experiments.errors import Refused
 from experiments.ledger import CEILING
@@ -15,10 +15,11 @@ from experiments.record import kept_output
 
 def check(config, components, command):
     """Refuse at once what could only fail later, before anything is written."""
+    empty = getattr(components["initial"], "EMPTY", False)
     for name, least in (
         ("mc_iters", 1),
         ("cycles", 0),
-        ("start", 1),
+        ("start", 0 if empty else 1),
         ("query", 1),
         ("pool_size", 0),
         ("run", 0),
@@ -26,10 +27,13 @@ def check(config, components, command):
     ):
         if config[name] < least and type(config[name]) is int:
             raise Refused(f"{name} must be at least {least}, not {config[name]}.")
+    if empty and command == "full":
+        raise Refused(f"full trains on every label: leave out initial={config['initial']}.")
     if config["checkpoint"] not in ("last", "all", "none"):
         raise Refused(f"checkpoint is one of last, all, none, not {config['checkpoint']!r}.")
-    if config["trainer"]["warm_start"] and config["checkpoint"] == "none":
-        raise Refused("trainer.warm_start goes on from saved weights: set checkpoint=last.")
+    if config["checkpoint"] == "none" and weights.goes_on(config, components["heuristic"]):
+        who = "trainer.warm_start" if config["trainer"]["warm_start"] else f"heuristic={config['heuristic']}"
+        raise Refused(f"{who} goes on from saved weights: set checkpoint=last.")
     if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):
         raise Refused(f"label names a file, so it cannot be {config['label']!r}.")
     training.check()

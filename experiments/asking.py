@@ -11,9 +11,9 @@ from experiments.pool import open_pool
 from experiments.randomness import generator, key, uniform
 
 
-def ask(heuristic, batch, pool, n, place, reduction="mean", race=False):
+def ask(heuristic, batch, pool, n, place, reduction="mean"):
     """(queries as JSON values, best first: id, region (None = whole image), score, rank and passes; all scores)."""
-    picked, scores = selection.select(heuristic, batch, pool, n, generator(*place), reduction, race)
+    picked, scores = selection.select(heuristic, batch, pool, n, generator(*place), reduction)
     queries = [
         {
             "id": pool.ids[i],
@@ -38,6 +38,8 @@ def pool_of(state, indices, cycle, **more):
         needs=[need for part in state.parts.values() for need in getattr(part, "NEEDS", ())],
         labelled=state.active.get_indices_for_active_step(),
         val=state.val,
+        classes=state.parts["dataset"].CLASSES,
+        frame=lambda: state.model,
         scorers=selection.scorers(state.config["noted"]),
         **more,
     )
@@ -88,7 +90,7 @@ def show(state, cycle, queries):
         heuristic = state.parts["heuristic"]
         if hasattr(heuristic, "uncertainty") and state.holds == cycle:
             pool = pool_of(state, chosen, cycle, model=lambda: state.model)
-            for positions, seen in pool.predictions():
+            for positions, seen in pool.predictions(selection.source(heuristic)):
                 for position, uncertainty in zip(positions, heuristic.uncertainty(seen).cpu(), strict=True):
                     maps[position] = uncertainty.numpy()
         titles = [f"{q['id']}" + ("" if q["score"] is None else f"  {q['score']:.3g}") for q in queries[:8]]

@@ -1,4 +1,4 @@
-"""Every component with its description, paper and settings: `python -m experiments.catalogue [--json]`."""
+"""Every component with its description, paper and settings: `python -m experiments.catalogue [--json | --markdown]`."""
 
 import argparse
 import inspect
@@ -10,7 +10,7 @@ from experiments.components import FOLDERS, defaults, load, names
 
 
 def catalogue():
-    """{entry: [{name, description, paper, settings: {name: {default, why}}}]}; paper is "" without a link."""
+    """{entry: [{name, description, authors, paper, settings: {name: {default, why}}}]}, "" for what is not stated."""
     return {entry: [describe(entry, name) for name in names(entry)] for entry in FOLDERS}
 
 
@@ -22,10 +22,12 @@ def describe(entry, name):
         whys |= scope(fixed={}).docs
     settings = {key: {"default": value, "why": whys.get(key, "")} for key, value in defaults(module.ingredient).items()}
     links = re.findall(r"https?://[^\s,;)]+", text)
+    authors = re.findall(r"([A-Z][\w&\-. ]*? \d{4})(?: \([^)]*\))?,\s+" + re.escape(links[0]), text) if links else []
     return {
         "name": name,
         "description": text.partition("\n\n")[0].replace("\n", " "),
-        "paper": links[0].rstrip(".") if links else "",
+        "authors": authors[0] if authors else "",
+        "paper": links[0].rstrip(".:") if links else "",
         "settings": settings,
     }
 
@@ -43,11 +45,28 @@ def show(entries):
         print()
 
 
+def markdown(entries):
+    """The README's table of strategies: which setting takes each, what it does, where it comes from."""
+    rows = {}
+    for entry in ("heuristic", "batch", "initial"):
+        for component in entries[entry]:
+            rows.setdefault(component["name"], (component, []))[1].append(entry)
+    lines = ["| name | setting | what it does | source |", "|---|---|---|---|"]
+    for name, (component, takes) in rows.items():
+        label = component["authors"] or component["paper"].rpartition("/")[2]
+        source = f"[{label}]({component['paper']})" if component["paper"] else ""
+        lines.append(f"| `{name}` | {', '.join(takes)} | {component['description']} | {source} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="for machines")
-    entries = catalogue()
-    if parser.parse_args().json:
+    parser.add_argument("--markdown", action="store_true", help="the README's table of strategies")
+    asked, entries = parser.parse_args(), catalogue()
+    if asked.json:
         print(json.dumps(entries, indent=1))
+    elif asked.markdown:
+        print(markdown(entries))
     else:
         show(entries)

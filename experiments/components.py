@@ -34,11 +34,16 @@ FOLDERS = {
 
 
 def names(entry):
-    """What `entry` may be set to, sorted: the public modules of its folder, for `initial` those without a model."""
+    """What `entry` may be set to, sorted: the public modules of its folder.
+
+    For `initial` those that need no model, for `heuristic` not those that stand for no images, EMPTY.
+    """
     found = iter_modules([str(ROOT.joinpath(*FOLDERS[entry].split(".")))])
     files = sorted(m.name for m in found if not m.name.startswith("_") and not m.ispkg)
     if entry == "initial":
         return [name for name in files if not getattr(_module(entry, name), "NEEDS_MODEL", True)]
+    if entry == "heuristic":
+        return [name for name in files if not getattr(_module(entry, name), "EMPTY", False)]
     return files
 
 

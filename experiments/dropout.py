@@ -53,7 +53,7 @@ class KeyedDropout(nn.Module):
 
 def patch(model):
     """Replace every nn.Dropout of `model` by keyed dropout, in place; returns the Keys that steer them."""
-    from baal.bayesian.common import _patching_wrapper
+    from baal.bayesian.common import replace_layers_in_module
 
     keys, count = Keys(), iter(range(10**6))
 
@@ -62,7 +62,8 @@ def patch(model):
             return KeyedDropout(module.p, keys, next(count))
         return None
 
-    _patching_wrapper(model, inplace=True, patching_fn=keyed)
+    if not replace_layers_in_module(model, keyed):
+        print("The model has no dropout: its stochastic passes are all the same.", flush=True)
     return keys
 
 

@@ -12,8 +12,9 @@ from experiments.dropout import KeyedDropout
 class Network:
     """What a model computes; to be made anew when its weights have changed."""
 
-    def __init__(self, model, compiled=False):
+    def __init__(self, model, compiled=False, precision="float32"):
         self.model, self.keys, self.steps = model.eval(), model.dropout_keys, None
+        self.dtype = getattr(torch, precision)
         split = prepared(model)
         if split is not None:
             self.drawn = [n for n in split.graph.nodes if n.op == "output" or n.target == "submod_1"]
@@ -40,10 +41,10 @@ class Network:
             for k in range(len(rounds)):
                 self.keys.now = rounds[0 if balanced else k]
                 self.keys.shift = k / len(rounds) if balanced else 0.0
-                if self.steps is None:
-                    yield self.model.forward(x)
-                else:
-                    yield self.steps.run(x, initial_env=known)
+                with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                    logits = self.model.forward(x) if self.steps is None else self.steps.run(x, initial_env=known)
+                yield logits
+                if self.steps is not None:
                     known = {node: value for node, value in self.steps.env.items() if node not in self.drawn}
         finally:
             self.keys.now, self.keys.shift, self.keys.bits = None, 0.0, None

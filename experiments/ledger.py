@@ -70,18 +70,20 @@ class Ledger:
         append_line(self.folder / "timing.jsonl", json.dumps({"cycle": cycle, **seconds}))
 
     def save_weights(self, cycle, state, keep):
-        """Write checkpoint/cycle_<n>.safetensors; `keep` is last, all or none. Returns the weights' sha256."""
+        """Write checkpoint/cycle_<n>.safetensors unless `keep` is none. Returns the weights' sha256."""
         from safetensors.torch import save
 
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         digest = hash_weights(state)
         if keep != "none":
-            path = self._weights(cycle)
-            write(path, save(state, {"sha256": digest}))
-            for old in path.parent.glob("cycle_*.safetensors"):
-                if keep == "last" and old != path:
-                    old.unlink()
+            write(self._weights(cycle), save(state, {"sha256": digest}))
         return digest
+
+    def drop_weights(self, cycle, keep):
+        """Where `keep` is last, remove those of all other cycles: only now that this one's event is written."""
+        for old in (self.folder / "checkpoint").glob("cycle_*.safetensors"):
+            if keep == "last" and old != self._weights(cycle):
+                old.unlink()
 
     def load_weights(self, cycle, digest):
         """The saved state of a cycle, or None if it is missing or not what the ledger recorded."""

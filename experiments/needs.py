@@ -1,7 +1,8 @@
 """What a strategy needs of the model and the dataset: said before anything is trained, with who has it.
 
-A strategy's `NEEDS` are words. Model files say in `HAS` what they give ("features" go with LAYERS, "pretrained": it
-can predict before its first training), dataset files too ("groups", "validation").
+A strategy's `NEEDS` are words; where they depend on its settings its captured `needs()` gives them. Model files say in
+`HAS` what they give ("features" go with LAYERS, "pretrained": it can predict before its first training), dataset files
+too ("groups", "validation").
 """
 
 from experiments.components import load, names
@@ -10,7 +11,7 @@ from experiments.errors import Refused
 GIVEN_BY = {"features": "model", "pretrained": "model", "groups": "dataset", "validation": "dataset"}
 MEANS = {
     "features": "features of a model's layers",
-    "pretrained": "a model that can predict untrained",
+    "pretrained": "predictions before any training",
     "groups": "image-level groups",
     "validation": "validation images",
 }
@@ -26,19 +27,30 @@ def check(config, parts, splits):
     }
     for entry, part in parts.items():
         name = part.__name__.rpartition(".")[2]
-        for need in wanted(entry, part, parts["initial"]):
+        settings = config.get(name, {})
+        blind = entry == "initial" and not settings.get("weights")
+        for need in wanted(entry, part, parts["initial"], blind):
             if not present[need]:
                 refuse(f"{entry}={name}", need, config[GIVEN_BY[need]])
-        layer = config.get(name, {}).get("layer", "")
-        if layer and entry != "initial" and layer not in parts["model"].LAYERS:
+        layer = settings.get("layer", "")
+        if layer and not blind and layer not in parts["model"].LAYERS:
             known = ", ".join(parts["model"].LAYERS)
             raise Refused(f"{name}.layer={layer} is no layer of model={config['model']}, only {known}.")
+        grid, pooling = settings.get("grid", 1), settings.get("pooling", "mean")
+        if layer and grid < 1:
+            raise Refused(f"{name}.grid is at least 1, not {grid}.")
+        if layer and pooling not in ("mean", "max"):
+            raise Refused(f"{name}.pooling is mean or max, not {pooling!r}.")
 
 
-def wanted(entry, part, initial):
-    """The needs of a component in this role that a model or a dataset gives; there is no model at the start."""
-    needs = [need for need in getattr(part, "NEEDS", ()) if need in GIVEN_BY]
-    if entry == "initial":
+def wanted(entry, part, initial, blind=False):
+    """The needs of a component in this role that a model or a dataset gives.
+
+    There is no model at the start: an initial set is `blind` unless it looks through weights from a file.
+    """
+    named = part.needs() if hasattr(part, "needs") else getattr(part, "NEEDS", ())
+    needs = [need for need in named if need in GIVEN_BY]
+    if blind:
         return [need for need in needs if GIVEN_BY[need] == "dataset"]
     if entry == "heuristic" and getattr(initial, "EMPTY", False) and getattr(part, "NEEDS_MODEL", True):
         return [*needs, "pretrained"]
@@ -53,4 +65,5 @@ def refuse(who, need, present):
     entry = GIVEN_BY[need]
     others = [name for name in names(entry) if need in has(load(entry, name)) and name != present]
     those = f"{entry}={' or '.join(others)} has them" if others else f"no {entry} here has them yet"
+    those += "; after initial=random it needs none" if need == "pretrained" else ""
     raise Refused(f"{who} needs {MEANS[need]} and {entry}={present} has none: {those}.")

@@ -23,12 +23,15 @@ class Eyes:
     """The current model at work on one batch of images: what every source of predictions and features comes from."""
 
     model: Callable  # () -> the trained module, brought back only if somebody looks
+    frame: Callable  # () -> the module with any weights, to which others can be given
     layers: dict  # the model file's LAYERS
     place: tuple  # (seed, dataset, cycle)
     mc_iters: int
     augmentation: dict  # rotation, noise, flip
     dropout: bool = True
     balanced: bool = False
+    compiled: bool = False
+    precision: str = "float32"
     needs: tuple = ()
     advance: Callable = lambda pixels: None
     others: dict = field(default_factory=dict)  # models with other weights, by path
@@ -72,16 +75,18 @@ class Eyes:
     def network(self):
         from experiments.inference import Network  # needs torch at once
 
-        return Network(self.model())
+        return Network(self.model(), self.compiled, self.precision)
 
     def _other(self, weights):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
+        from experiments.learned import parted  # which looks at layers with what is below
+
         if weights not in self.others:
-            model = deepcopy(self.model())
+            model = deepcopy(self.frame())
             try:
-                model.load_state_dict(load_file(weights))
+                model.load_state_dict(parted(load_file(weights))[0])
             except (OSError, SafetensorError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]
                 raise Refused(
@@ -182,36 +187,45 @@ class Pool(Images):
 
     `labelled` and `validation` (empty without) are Annotated. `cycle` counts the queries before this one. `memory`, a
     dict of JSON values, is saved with the query that it belongs to. `learner` is what a learned strategy's `prepare`
-    made. `scorers` {name: function from a Prediction to (B,)} are noted as the heuristic looks at predictions.
+    made. `scorers` {name: function from a Prediction to (B,)} are noted as the heuristic looks at predictions of the
+    default source, the ones that the heuristics of these names would look at. `classes` names the values of the masks.
     """
 
     def __init__(self, ids, groups, batches, eyes=None, labelled=None, validation=None, cycle=0, memory=None,
-                 scorers=None, learner=None):  # fmt: skip
+                 scorers=None, learner=None, race=False, classes=()):  # fmt: skip
         super().__init__(ids, groups, batches, eyes)
         self.labelled, self.validation = labelled or Annotated([], [], tuple), validation or Annotated([], [], tuple)
-        self.cycle, self.memory, self.learner = cycle, {} if memory is None else memory, learner
+        self.cycle, self.memory, self.learner, self.race = cycle, {} if memory is None else memory, learner, race
+        self.classes = tuple(classes)
         self.passes = np.zeros(len(self.ids), dtype=int)  # how many passes have seen each image
-        self._scorers, self._noted = scorers or {}, []
+        self._scorers, self._noted = scorers or {}, {}
 
     def predictions(self, source="", passes=0, among=()):
         """As of any Images; also from other than mc_iters `passes`, and of the positions `among` alone."""
         for positions, images in self._batches(among) if among else self._batches():
             prediction, made = self._eyes.predict(images, [self.ids[i] for i in positions], source, passes)
             self.passes[positions] = made
-            self._noted.append((positions, {name: score(prediction) for name, score in self._scorers.items()}))
+            for name, score in self._scorers.items() if not source else ():
+                values = score(prediction)
+                if name not in self._noted:
+                    self._noted[name] = values.new_full((len(self),), torch.nan)
+                self._noted[name][positions] = values
             yield positions, prediction
 
     @property
     def mc_iters(self):
         return self._eyes.mc_iters
 
+    def views(self, source, k):
+        for positions, p, seen in super().views(source, k):
+            self.passes[positions] = k
+            yield positions, p, seen
+
+    views.__doc__ = Images.views.__doc__
+
     def noted(self):
-        """{name: (N,) float64} scores of the predictions made so far, NaN where there were none."""
-        scores = {name: np.full(len(self), np.nan) for name in (self._scorers if self._noted else {})}
-        for positions, values in self._noted:
-            for name, value in values.items():
-                scores[name][positions] = value.cpu().numpy()
-        return scores
+        """{name: (N,) float64} scores of the default predictions made so far, NaN where there were none."""
+        return {name: values.cpu().numpy().astype(np.float64) for name, values in self._noted.items()}
 
 
 def pooled(maps, grid, pooling):
@@ -229,16 +243,29 @@ def statistics(x, grid):
 
 
 @ingredient.capture
-def open_pool(store, indices, place, mc_iters, batch, dropout, masks, rotation, noise, flip, model=None, layers=None,
-              needs=(), labelled=(), val=None, memory=None, scorers=None, learner=None,
-              advance=lambda pixels: None):  # fmt: skip
+def open_pool(store, indices, place, mc_iters, batch, dropout, masks, race, compiled, precision, rotation, noise,
+              flip, model=None, frame=None, layers=None, needs=(), labelled=(), val=None,
+              advance=lambda pixels: None, **more):  # fmt: skip
     """The Pool of these images of a Store, with its `labelled` ones and those of the Store `val`.
 
-    `model` is a function that gives the trained module; without it there are images but no predictions.
+    `model` is a function that gives the trained module; without it there are images but no predictions. `frame` gives
+    the module with whatever weights, enough to look through weights from a file. `more` are arguments of Pool.
     """
     augmentation = {"rotation": rotation, "noise": noise, "flip": flip}
-    balanced = masks == "balanced"
-    eyes = model and Eyes(model, layers or {}, place, mc_iters, augmentation, dropout, balanced, needs, advance)
+    eyes = model and Eyes(
+        model,
+        frame or model,
+        layers or {},
+        place,
+        mc_iters,
+        augmentation,
+        dropout,
+        balanced=masks == "balanced",
+        compiled=compiled,
+        precision=precision,
+        needs=needs,
+        advance=advance,
+    )
 
     def shown(store, indices):
         indices = list(indices)
@@ -254,5 +281,11 @@ def open_pool(store, indices, place, mc_iters, batch, dropout, masks, rotation, 
         indices = list(indices)
         return Annotated(*shown(store, indices), mask=lambda position: store.mask(indices[position]))
 
-    validation = val and annotated(val, range(len(val)))
-    return Pool(*shown(store, indices), annotated(store, labelled), validation, place[-1], memory, scorers, learner)
+    return Pool(
+        *shown(store, indices),
+        labelled=annotated(store, labelled),
+        validation=val and annotated(val, range(len(val))),
+        cycle=place[-1],
+        race=race,
+        **more,
+    )

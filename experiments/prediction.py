@@ -4,6 +4,7 @@ MC dropout, Gal & Ghahramani 2016, https://arxiv.org/abs/1506.02142.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +23,18 @@ def settings():
     masks = "independent"  # or "balanced": a unit is dropped in exactly mc_iters x p of the passes, see dropout.py
     race = False  # True: few passes for all images, the rest for those that lead after them; batch=top only
     batch = 4  # images at once; changes speed and memory, never the masks or the picks
+    compiled = False  # True: torch.compile, a minute or more in each cycle that only pools of thousands pay back
+    precision = "float32"  # or bfloat16, for GPUs: see `check`
     rotation = 10.0  # views of test-time augmentation are turned by up to this many degrees either way
     noise = 0.01  # standard deviation of the noise on such a view, in the units of images in [0, 1]
     flip = False  # True: such a view is mirrored, either way, half of the times
 
 
 @ingredient.capture
-def check(masks):
+def check(masks, precision):
+    """Refuse what names nothing."""
+    if precision not in ("float32", "bfloat16"):
+        raise Refused(f"prediction.precision is float32 or bfloat16, not {precision!r}.")
     if masks not in ("independent", "balanced"):
         raise Refused(f"prediction.masks is independent or balanced, not {masks!r}.")
 
@@ -51,14 +57,33 @@ def predict(model, images, ids, keys=None, needs=(), balanced=False):
     """Reduce the passes of a model or Network over images (B, H, W, channels) uint8 to a Prediction.
 
     `keys` (K, B) int64 makes K stochastic passes; None makes a single deterministic one. A model with one
-    logit is read as foreground against background.
+    logit is read as foreground against background. A batch that the device cannot hold is halved.
     """
     from experiments.inference import Network  # needs torch at once
 
     network = model if isinstance(model, Network) else Network(model)
-    with torch.inference_mode():
-        passes = network.passes(floats(images), keys, balanced)
-        return moments(((logits, None) for logits in passes), ids, needs)
+    try:
+        with torch.inference_mode():
+            passes = network.passes(floats(images), keys, balanced)
+            return moments(((logits, None) for logits in passes), ids, needs)
+    except torch.OutOfMemoryError as error:
+        if len(ids) == 1:
+            height, width = images.shape[1:3]
+            raise Refused(
+                f"One image of {width} x {height} does not fit on {images.device}: use a smaller model."
+            ) from error
+    middle = len(ids) // 2
+    halves = [slice(None, middle), slice(middle, None)]
+    return joined(
+        [predict(network, images[h], ids[h], keys if keys is None else keys[:, h], needs, balanced) for h in halves]
+    )
+
+
+def joined(parts):
+    """One Prediction of several of equally large images."""
+    ids, *moments = zip(*parts, strict=True)
+    moments = [None if part[0] is None else torch.cat(part) for part in moments]
+    return Prediction(list(chain(*ids)), *moments)
 
 
 def floats(images):
@@ -73,10 +98,9 @@ def moments(passes, ids, needs=()):
     with torch.inference_mode():
         for logits, seen in passes:
             logits = two_sided(logits.float()).contiguous()
-            log_p = logits.log_softmax(1)
-            p = log_p.exp()
+            p = logits.softmax(1)
             vote = torch.zeros_like(p).scatter_(1, winner(p)[:, None], 1)
-            terms = [p, p.square(), vote, log_p.mul_(p).sum(1).neg_()]
+            terms = [p, p.square(), vote, torch.special.entr(p).sum(1)]
             if seen is not None:
                 terms = [term * (seen[:, None] if term.ndim == 4 else seen) for term in terms]
                 count = seen.to(p.dtype) if count is None else count + seen

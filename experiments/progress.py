@@ -45,5 +45,5 @@ def plan(config, crop, train, val, test):
     checks = trainer["epochs"] / trainer["validate_every"]
     fixed = (len(test.pixels) * (evaluation["passes"] + 1) if test else 0) + (len(val.pixels) * checks if val else 0)
     labelled = [min(images, config["start"] + cycle * config["query"]) for cycle in range(config["cycles"] + 1)]
-    scored = sum(images - n for n in labelled[:-1]) * area * config["mc_iters"]
+    scored = sum(min(images - n, config["pool_size"] or images) for n in labelled[:-1]) * area * config["mc_iters"]
     return sum(3 * crops * n + fixed for n in labelled) + scored

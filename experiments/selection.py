@@ -80,7 +80,7 @@ def scorers(names):
     found = {}
     for name in names:
         module = load("heuristic", name)
-        if not hasattr(module, "uncertainty") or getattr(module, "NEEDS", ()):
+        if not hasattr(module, "uncertainty") or getattr(module, "NEEDS", ()) or source(module):
             raise Refused(f"noted={name} is no map of the standard moments: its scores cannot be kept beside others'.")
         takes = signature(module.uncertainty).parameters
         settings = {key: value for key, value in defaults(module.ingredient).items() if key in takes}
@@ -92,16 +92,16 @@ def mean_uncertainty(uncertainty, prediction):
     return reducer("mean")(uncertainty(prediction), prediction)
 
 
-def select(heuristic, batch, pool, n, rng, reduction="mean", race=False):
+def select(heuristic, batch, pool, n, rng, reduction="mean"):
     """(positions, best first; scores (N,) float64, or None from a heuristic that selects by itself).
 
-    A `race` scores all images from a few passes and only those that lead from all of them, see `run_race`.
+    A pool with `race` is scored from a few passes and only what leads after them from all, see `run_race`.
     n larger than the pool takes the pool. Raises Refused naming the image when a score is not finite.
     """
     n = min(n, len(pool))
     if hasattr(heuristic, "select"):
         picked, scores = heuristic.select(pool=pool, n=n, rng=rng), None
-    elif race:
+    elif pool.race and hasattr(heuristic, "uncertainty"):
         picked, scores = run_race(heuristic, pool, n, reduction)
     else:
         scores = score(heuristic, pool, rng, reduction)
@@ -112,14 +112,25 @@ def select(heuristic, batch, pool, n, rng, reduction="mean", race=False):
     return picked, scores
 
 
+def source(heuristic):
+    """The predictions that a map heuristic looks at, as Pool.predictions names them; empty is the run's setting."""
+    return getattr(heuristic, "SOURCE", "")
+
+
 def score(heuristic, pool, rng, reduction="mean"):
     """(N,) float64, larger is more wanted."""
     if hasattr(heuristic, "score"):
         scores = np.asarray(heuristic.score(pool=pool, rng=rng), dtype=np.float64)
     else:
-        scores = map_scores(heuristic, pool, reduction, pool.predictions())
+        scores = per_image(pool, of_map(heuristic, reduction), source(heuristic))
     refuse_what_is_no_number(heuristic, pool, scores)
     return scores
+
+
+def of_map(heuristic, reduction):
+    """The function that makes a Prediction of B images their scores (B,), of a heuristic that gives a map."""
+    reduce = reducer(reduction)
+    return lambda prediction: reduce(heuristic.uncertainty(prediction), prediction)
 
 
 def refuse_what_is_no_number(heuristic, pool, scores):
@@ -127,14 +138,14 @@ def refuse_what_is_no_number(heuristic, pool, scores):
         raise Refused(f"{heuristic.__name__} scores image {pool.ids[position]} as {scores[position]}: not a number.")
 
 
-def map_scores(heuristic, pool, reduction, predictions):
-    """(N,) float64 of a heuristic that gives a map, 0 for images that `predictions` does not show."""
-    scores, pending, reduce = np.zeros(len(pool)), [], reducer(reduction)
-    for positions, prediction in predictions:
-        pending.append((positions, reduce(heuristic.uncertainty(prediction), prediction)))
-    for positions, reduced in pending:  # read back only after the last batch was launched
-        scores[positions] = reduced.cpu().numpy()
-    return scores
+def per_image(images, score, source="", **which):
+    """(N,) float64: what `score` makes of each image's Prediction, (B,) of a batch; 0 for images that are not shown."""
+    scores = torch.zeros(len(images))
+    for positions, prediction in images.predictions(source, **which):
+        values = score(prediction)
+        scores = scores.to(values)  # where the first batch lies; read back after the last one was launched
+        scores[positions] = values
+    return scores.cpu().numpy().astype(np.float64)
 
 
 def run_race(heuristic, pool, n, reduction):
@@ -143,9 +154,10 @@ def run_race(heuristic, pool, n, reduction):
     Of those that lead after the first quarter, 3 n or a tenth of the pool go on, whichever is more; they start anew,
     for nothing of the pool's predictions is kept. The scores of the others are those of the first quarter.
     """
-    scores = map_scores(heuristic, pool, reduction, pool.predictions(passes=-(-pool.mc_iters // 4)))
+    value, where = of_map(heuristic, reduction), source(heuristic)
+    scores = per_image(pool, value, where, passes=-(-pool.mc_iters // 4))
     leaders = ranking(scores, pool.ids)[: max(3 * n, len(pool) // 10)]
-    scores[leaders] = map_scores(heuristic, pool, reduction, pool.predictions(among=leaders))[leaders]
+    scores[leaders] = per_image(pool, value, where, among=leaders)[leaders]
     refuse_what_is_no_number(heuristic, pool, scores)
     order = ranking(scores[leaders], [pool.ids[i] for i in leaders])
     return [leaders[i] for i in order[:n]], scores

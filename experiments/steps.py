@@ -3,6 +3,7 @@
 import io
 import math
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import asking, evaluation, ledger, metrics, needs, training
+from experiments import asking, evaluation, learned, ledger, metrics, needs, training, weights
 from experiments.components import PRESETS
 from experiments.errors import Refused
 from experiments.ledger import Ledger, write
@@ -40,6 +41,7 @@ class State:
     book: Ledger
     bar: Progress
     holds: int | None = None  # the cycle whose trained weights are in the model
+    learner: Any = None  # what a learned strategy trained beside them
 
     def at(self, cycle):
         return (*self.place, cycle)
@@ -50,7 +52,11 @@ def check(config, parts):
     print(f"Dataset {config['dataset']}: {parts['dataset'].__doc__.splitlines()[0]}", flush=True)
     splits = find_images(config, parts)
     needs.check(config, parts, splits)
-    ledger.check(folder_of(config), counted(config, parts, len(splits.train)))
+    config = counted(config, parts, len(splits.train))
+    if 0 < config["pool_size"] < config["query"]:
+        looked, asked = config["pool_size"], config["query"]
+        raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
+    ledger.check(folder_of(config), config)
 
 
 def find_images(config, parts):
@@ -61,7 +67,7 @@ def find_images(config, parts):
 def counted(config, parts, size):
     """The settings with shares of the `size` training images as numbers of images."""
     start = 0 if getattr(parts["initial"], "EMPTY", False) else config["start"]
-    return {**config, "start": count(start, size), "query": count(config["query"], size)}
+    return {**config, "start": count(start, size), **{k: count(config[k], size) for k in ("query", "pool_size")}}
 
 
 def folder_of(config):
@@ -82,7 +88,7 @@ def prepare(config, run, parts):
         annotated.label(range(len(annotated)))
     size, classes = len(train), len(data.CLASSES)
     config, folder = counted(config, parts, size), folder_of(config)
-    introduce(config, run, splits, test, classes)
+    introduce(config, run, parts, splits, test, classes)
     fingerprints = [store and store.fingerprint for store in stores]
     with Ledger(folder, config, fingerprints) as book, Progress(plan(config, splits.crop, *stores)) as bar:
         if book.events:
@@ -94,7 +100,7 @@ def prepare(config, run, parts):
         yield State(config, run, parts, place, splits.crop, *stores, active, classes, model, first, book, bar)
 
 
-def introduce(config, run, splits, test, classes):
+def introduce(config, run, parts, splits, test, classes):
     """Say what is about to be done, and what an answer that looks at nothing would score."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
     queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
@@ -104,6 +110,8 @@ def introduce(config, run, splits, test, classes):
     )
     if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
         print(f"This is a small budget; the published one is `with {config['dataset']}`.", flush=True)
+    if getattr(parts["heuristic"], "JOINT", False):
+        print(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.", flush=True)
     if test:
         constant = evaluation.constant_dice(test, classes)
         run.info["constant_dice"] = constant
@@ -114,7 +122,13 @@ def initial(state):
     """Choose the first images, the same for every heuristic and batch of one run number; returns their queries."""
     event = state.book.find("start")
     if event is None:
-        pool = asking.pool_of(state, range(len(state.train)), 0)
+        check_pool(state, 0)
+        name = state.config["initial"]
+
+        def untrained():
+            raise Refused(f"initial={name} looks at the model, and before its first training there is nothing to see.")
+
+        pool = asking.pool_of(state, range(len(state.train)), 0, model=untrained)
         queries, _ = asking.ask(state.parts["initial"], top, pool, state.config["start"], state.at("initial"))
         named = {
             "classes": state.parts["dataset"].CLASSES,
@@ -125,20 +139,29 @@ def initial(state):
     return event["queries"]
 
 
+def check_pool(state, cycle):
+    """Let the heuristic refuse, before a training that its query follows, what the annotated images do not allow."""
+    check = getattr(state.parts["heuristic"], "check_pool", None)
+    if check and cycle < state.config["cycles"]:
+        check(pool=asking.pool_of(state, [], cycle))
+
+
 def label(state, queries):
     """Open the masks that were asked for. Raises BadData, labelling none, if one of them cannot be used."""
     number = {id: index for index, id in enumerate(state.train.ids)}
     chosen = [number[query["id"]] for query in queries]
     state.train.label(chosen)
     pool = np.flatnonzero(~state.active.labelled)
-    state.active.label(np.searchsorted(pool, chosen).tolist())
+    if chosen:  # given no index, baal labels every image
+        state.active.label(np.searchsorted(pool, chosen).tolist())
 
 
 def train_and_test(state, cycle):
     """Train on what is labelled and test; logs the metrics, returns the test Dice or None."""
     event = state.book.find("evaluated", cycle)
     if event is None:
-        seconds, seen = fit(state, cycle)
+        check_pool(state, cycle)
+        seconds, seen = weights.fit(state, cycle)
         began = perf_counter()
         state.bar.start(f"cycle {cycle}/{state.config['cycles']}, testing")
         scalars, arrays, calibration = {}, {}, {}
@@ -146,7 +169,8 @@ def train_and_test(state, cycle):
             scalars, arrays, calibration = evaluation.evaluate(
                 state.model, state.test, state.at(cycle), state.classes, advance=state.bar.advance
             )
-        weights = state.book.save_weights(cycle, state.model.state_dict(), state.config["checkpoint"])
+        saved = learned.joined(state.model, state.learner)
+        digest = state.book.save_weights(cycle, saved, state.config["checkpoint"])
         epoch = seen.pop("epoch", None)  # no measurement: apart from the metrics, which one axis shows together
         labelled = state.active.get_indices_for_active_step()
         event = state.book.append(
@@ -156,12 +180,13 @@ def train_and_test(state, cycle):
             **cost(state.train.mask(i) for i in labelled),
             pool=int(state.active.n_unlabelled),
             metrics={f"test.{k}": v for k, v in scalars.items()} | {f"val.{k}": v for k, v in seen.items()},
-            held_out=[state.train.ids[i] for i in held_out(state)],
+            held_out=[state.train.ids[i] for i in weights.held_out(state)],
             per_image=arrays,
             calibration=calibration,
             epoch=epoch,
-            weights=weights,
+            weights=digest,
         )
+        state.book.drop_weights(cycle, state.config["checkpoint"])
         state.book.time(cycle, train=seconds, evaluate=perf_counter() - began)
     return publish(state, cycle, event)
 
@@ -169,7 +194,8 @@ def train_and_test(state, cycle):
 def cost(masks):
     """What labelling these masks (H, W) took: pixels, pixels of the foreground, length of boundaries in pixel edges."""
     costs = [(m.numel(), ((m > 0) & (m != IGNORE)).sum().item(), metrics.boundary(m)) for m in masks]
-    return dict(zip(("pixels", "foreground", "boundary"), map(sum, zip(*costs, strict=True)), strict=True))
+    sums = map(sum, zip((0, 0, 0), *costs, strict=True))
+    return dict(zip(("pixels", "foreground", "boundary"), sums, strict=True))
 
 
 def query(state, cycle):
@@ -180,66 +206,32 @@ def query(state, cycle):
 
         def trained():
             if state.holds != cycle:
-                recall(state, cycle)
+                weights.recall(state, cycle)
                 state.bar.start(stage)
             return state.model
 
         began = perf_counter()
         state.bar.start(stage)
+        if weights.learns(state):
+            trained()
         before = state.book.find("queried", cycle - 1)
         pool = asking.pool_of(
             state,
             asking.some(state, cycle),
             cycle,
             model=trained,
-            memory=before["memory"] if before else {},
+            memory=deepcopy(before["memory"]) if before else {},
+            learner=state.learner and state.learner.eval(),
             advance=state.bar.advance,
         )
         n, way = state.config["query"], asking.reduction(state.config)
-        heuristic, batch, race = state.parts["heuristic"], state.parts["batch"], state.config["prediction"]["race"]
-        queries, scores = asking.ask(heuristic, batch, pool, n, (*state.at(cycle), "query"), way, race)
+        heuristic, batch = state.parts["heuristic"], state.parts["batch"]
+        queries, scores = asking.ask(heuristic, batch, pool, n, (*state.at(cycle), "query"), way)
         write(state.book.folder / "queries" / f"cycle_{cycle:03d}.csv", asking.table(pool, queries, scores))
         event = state.book.append("queried", cycle, queries=queries, memory=pool.memory)
         state.book.time(cycle, query=perf_counter() - began)
     asking.show(state, cycle, event["queries"])
     return event["queries"]
-
-
-def fit(state, cycle):
-    """Train this cycle's weights into the model: (seconds, validation values)."""
-    if cycle and state.config["trainer"]["warm_start"] and state.holds != cycle - 1:
-        recall(state, cycle - 1)
-    began = perf_counter()
-    held, seen = held_out(state), {}
-    labelled = [i for i in state.active.get_indices_for_active_step() if i not in held]
-    state.bar.start(f"cycle {cycle}/{state.config['cycles']}, training on {len(labelled)}")
-    training.begin(state.model, state.first, cycle)
-    if labelled:
-        seen = training.fit(
-            state.model, state.train, labelled, state.val, state.at(cycle), state.crop, advance=state.bar.advance
-        )
-    state.holds = cycle
-    return perf_counter() - began, seen
-
-
-def held_out(state):
-    """Positions in `train` of labelled images that the heuristic keeps away from training, to look at unspoilt."""
-    labelled = state.active.get_indices_for_active_step()
-    hold_out = getattr(state.parts["heuristic"], "hold_out", lambda ids: [])
-    kept = set(hold_out([state.train.ids[i] for i in labelled]))
-    return [i for i in labelled if state.train.ids[i] in kept]
-
-
-def recall(state, cycle):
-    """Bring back a cycle's weights: from its checkpoint or, where that is gone, by training them again."""
-    weights = state.book.load_weights(cycle, state.book.find("evaluated", cycle)["weights"])
-    if weights is not None:
-        state.model.load_state_dict(weights)
-        state.holds = cycle
-    elif state.config["trainer"]["warm_start"]:
-        raise Refused(f"The weights of cycle {cycle} in {state.book.folder} are gone: start again with another label.")
-    else:
-        fit(state, cycle)
 
 
 def publish(state, cycle, event):

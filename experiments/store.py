@@ -7,7 +7,9 @@ images is a single gather on the device. The mask of an image that nobody labell
 
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import accumulate, groupby
@@ -17,10 +19,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 from experiments.errors import BadData
 
 IGNORE = 255  # the mask value of pixels that no loss and no metric counts
+RAM = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
 MAX_PIXELS = 100_000_000  # refuse a header that promises more: a decompression bomb, not a micrograph
 
 
@@ -96,21 +100,21 @@ def decode(path, format, mode, resize=1.0):
 class Store:
     """All pixels of one Split: images decoded at once, masks IGNORE until `label` opens them.
 
-    The images lie on `device` where they fit in half of its free memory, otherwise in RAM, and in a temporary
-    memory-mapped file where they would take more than half of that.
+    The images lie on `device` where they fit in half of its free memory, otherwise in RAM, and with their masks in
+    temporary memory-mapped files where they take more than `memory` bytes, by default a quarter of the RAM.
     """
 
-    def __init__(self, split, device, progress=lambda items, what: items):
+    def __init__(self, split, device, memory=RAM // 4):
         self.split, self.device = split, torch.device(device)
         self.ids, self.groups = split.ids, split.groups
-        images = (split[i] for i in progress(range(len(split)), "reading images"))
-        self.pixels, sizes, self.fingerprint = _flat(images, self.device)
+        images = tqdm(ahead(split), "reading images", len(split), leave=False, disable=None, delay=1)
+        self.pixels, sizes, self.fingerprint = _flat(images, self.device, memory)
         self.sizes = sizes
         self.starts = [0, *accumulate(h * w for h, w in sizes)]
         place = self.pixels.device
         self.heights, self.widths = torch.tensor(sizes, device=place).T
         self.offsets = torch.tensor(self.starts[:-1], device=place)
-        self.masks = torch.full((len(self.pixels),), IGNORE, dtype=torch.uint8, device=place)
+        self.masks = _ignored(self.pixels, memory)
 
     def __len__(self):
         return len(self.ids)
@@ -150,10 +154,21 @@ class Store:
         return mask
 
 
-def _flat(images, device):
+def ahead(split, window=32):
+    """Yield every image in order, decoded a few ahead in worker threads."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as workers:
+        waiting = deque()
+        for i in range(len(split)):
+            waiting.append(workers.submit(split.__getitem__, i))
+            if len(waiting) > window:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _flat(images, device, memory):
     """Decode into one (P, channels) uint8 tensor; also the sizes and a sha256 of every byte."""
     sizes, parts, digest, spill = [], [], sha256(), None
-    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     held = 0
     for image in images:
         flat = np.ascontiguousarray(image).reshape(-1, image.shape[-1])
@@ -162,15 +177,28 @@ def _flat(images, device):
         digest.update(flat)
         parts.append(flat)
         held += flat.nbytes
-        if held > limit:
+        if held > memory:
             spill = spill or tempfile.TemporaryFile()
             spill.writelines(parts)
             parts = []
     if spill is not None:
         spill.flush()
         pixels = torch.from_numpy(np.memmap(spill, np.uint8, "r+").reshape(-1, flat.shape[1]))
+        spill.close()
     else:
         pixels = torch.from_numpy(np.concatenate(parts))
         if device.type != "cuda" or pixels.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
             pixels = pixels.to(device)
     return pixels, sizes, digest.hexdigest()
+
+
+def _ignored(pixels, memory):
+    """(P,) uint8 of IGNORE for pixels (P, channels), where they are: in a temporary file too."""
+    if pixels.nbytes <= memory or pixels.device.type != "cpu":
+        return torch.full((len(pixels),), IGNORE, dtype=torch.uint8, device=pixels.device)
+    block = bytes([IGNORE]) * 2**20
+    with tempfile.TemporaryFile() as file:
+        for start in range(0, len(pixels), len(block)):
+            file.write(block[: len(pixels) - start])
+        file.flush()
+        return torch.from_numpy(np.memmap(file, np.uint8, "r+"))

@@ -1,7 +1,7 @@
 """Training: the labelled images of a Store, augmented in batches on the device, best weights by validation."""
 
 import math
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from sacred import Ingredient
 from experiments import augment, metrics
 from experiments.errors import Refused
 from experiments.losses import LOSSES
+from experiments.pool import watched
 from experiments.prediction import pass_keys, predict, two_sided, winner
 from experiments.randomness import generator
 
@@ -101,21 +102,26 @@ def begin(model, first, cycle, warm_start):
 
 @ingredient.capture
 def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, validate_every, patience, select_by,
-        precision, advance=lambda pixels, note="": None):  # fmt: skip
+        precision, strategy=None, pseudo=(), pseudo_crops=1.0, advance=lambda pixels, note="": None):  # fmt: skip
     """Train `model` on the labelled indices of Store `train`; returns what validation saw at the kept epoch.
 
-    Each epoch shows every image `draws` times in steps of at most `batch` crops. Without a validation Store the
-    last weights stay. Raises Refused when the loss stops being finite.
+    Each epoch shows every image `draws` times in steps of at most `batch` crops, and of the `pseudo` labelled ones
+    as many crops, but no more than `pseudo_crops` for each of the others. A learned `strategy` takes part. Without a
+    validation Store the last weights stay. Raises Refused when the loss stops being finite.
     """
     height, width = (crop, crop) if crop else [max(max(train.sizes[i]) for i in labelled)] * 2
     objective = LOSSES[loss]
-    steps = math.ceil(len(labelled) * draws / batch)
+    known, guessed = (np.repeat(np.array(indices, dtype=np.int64), draws) for indices in (labelled, pseudo))
+    more = min(len(guessed), round(pseudo_crops * len(known)))
+    steps = math.ceil((len(known) + more) / batch)
     optimizer, scheduler = make_optimizer(model, steps_per_epoch=steps)
     cast = autocast(train.device, precision)
-    best = Best(model, select_by, patience)
+    best = Best(strategy.trained(model) if strategy else model, select_by, patience)
+    paths = strategy.paths if strategy else []
     for epoch in range(epochs):
         rng = generator(*place, "train", epoch)
-        order = rng.permutation(np.repeat(labelled, draws))
+        added = generator(*place, "pseudo", epoch).permutation(guessed)[:more]
+        order = rng.permutation(np.concatenate([known, added]))
         parameters = {k: v.to(train.device) for k, v in augment.draw(n=len(order), rng=rng).items()}
         keys = pass_keys(place, f"train {epoch}", range(len(order)), 1)[0].to(train.device)
         shown = torch.from_numpy(order).to(train.device)
@@ -128,19 +134,19 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             inside = augment.inside(train, shown[now], drawn, height, width)
             x = augment.colour(images, inside, drawn["factors"])
             model.dropout_keys.now = keys[now]
-            try:
-                with cast():
+            with explained(f"{len(x)} crop(s) of {width} x {height}", x.device):
+                with cast(), watched(model, paths) as maps:
                     logits = model(x)
-            except ValueError as error:  # batch norm needs two values a channel
-                raise Refused(
-                    f"{len(x)} crop(s) of {width} x {height} are too little to train on ({error}): raise "
-                    "trainer.batch, trainer.draws or the crop."
-                ) from error
-            value = objective(two_sided(logits.float()), masks).mean()
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
-            optimizer.step()
+                losses = objective(two_sided(logits.float()), masks)
+                value = losses.mean()
+                if strategy:
+                    value = value + strategy.loss(maps(), losses, epoch / epochs)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                optimizer.step()
             scheduler.step()
+            if strategy:
+                strategy.step(train, x, epoch, now.start)
             total += value.detach()
             advance(3 * masks.numel(), note=f"epoch {epoch + 1}/{epochs}")
         model.dropout_keys.now = None
@@ -152,6 +158,22 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             if seen and best.tired(epoch + 1, seen):
                 break
     return best.restore()
+
+
+@contextmanager
+def explained(crops, device):
+    """Say which setting is wrong where a step is too much for the device or too little for batch norm."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise Refused(
+            f"A step of {crops} does not fit on {device}: lower trainer.batch, the crop or the width."
+        ) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        reason = f"{crops} are too little to train on ({error})"
+        raise Refused(f"{reason}: raise trainer.batch, trainer.draws or the crop.") from error
 
 
 @ingredient.capture

@@ -22,8 +22,8 @@ def augmented(model, x, ids, place, k, rotation, noise, flip):
     yield model(x), torch.ones_like(x[:, 0], dtype=torch.bool)
     for view in range(1, k):
         drawn = [generator(*place, "view", id, view) for id in ids]
-        turns = torch.stack([turn(*rng.random(3), rotation, flip, height, width) for rng in drawn]).to(x)
-        there, back = (grid(matrix, x) for matrix in (turns, turns.inverse()))
+        turns = torch.stack([turn(*rng.random(3), rotation, flip, height, width) for rng in drawn])
+        there, back = (grid(matrices, x) for matrices in (turns, turns.inverse()))
         copy = torch.nn.functional.grid_sample(x, there, padding_mode="reflection", align_corners=False)
         if noise:
             grains = np.stack([rng.standard_normal(x.shape[1:], dtype=np.float32) for rng in drawn])
@@ -42,5 +42,5 @@ def turn(angle, across, along, rotation, flip, height, width):
 
 def grid(matrices, x):
     """(B, H, W, 2) where grid_sample must look, for matrices (B, 2, 2)."""
-    theta = torch.nn.functional.pad(matrices, (0, 1))
+    theta = torch.nn.functional.pad(matrices, (0, 1)).to(x)
     return torch.nn.functional.affine_grid(theta, [*x.shape], align_corners=False)

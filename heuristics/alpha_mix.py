@@ -20,4 +20,8 @@ def settings():
 @ingredient.capture
 def uncertainty(prediction, alpha):
     """(B, H, W) nats, 0 to log C."""
+    return mix(prediction, alpha)
+
+
+def mix(prediction, alpha):
     return alpha * entropy(prediction.mean) + (1 - alpha) * prediction.expected_entropy

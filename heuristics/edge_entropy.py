@@ -1,8 +1,8 @@
 """Predictive entropy at strong edges of the predicted foreground, 0 elsewhere.
 
-As AL-MGS's EdgeEntropy: the Sobel magnitude of the foreground's probability, scaled to 0 ... 1, marks an edge where
-it is over a threshold. The published code scales over a batch, so that a score depends on its company; here it is
-over the image. With more than two classes the foreground is everything but class 0.
+As the EdgeEntropy of AL-MGS (https://github.com/lkf-Labs/AL-MGS): the Sobel magnitude of the foreground's probability,
+scaled to 0 ... 1, marks an edge where it is over a threshold. The published code scales over a batch, so that a score
+depends on its company; here it is over the image. With more than two classes the foreground is everything but class 0.
 """
 
 import torch

@@ -9,6 +9,7 @@ import numpy as np
 from sacred import Ingredient
 
 from experiments.prediction import winner
+from experiments.selection import per_image
 from heuristics.random import draws
 
 ingredient = Ingredient("foreground_random")
@@ -27,9 +28,4 @@ def score(pool, rng, least):
 
 def foreground(pool):
     """(N,) share of pixels that one deterministic pass calls foreground."""
-    shares, pending = np.empty(len(pool)), []
-    for positions, prediction in pool.predictions("deterministic"):
-        pending.append((positions, (winner(prediction.mean) > 0).float().mean((1, 2))))
-    for positions, values in pending:
-        shares[positions] = values.cpu().numpy()
-    return shares
+    return per_image(pool, lambda prediction: (winner(prediction.mean) > 0).float().mean((1, 2)), "deterministic")

@@ -9,6 +9,7 @@ from heuristics.batches.balanced import share_out
 from heuristics.random import draws
 
 ingredient = Ingredient("random_balanced")
+NEEDS = ("groups",)
 NEEDS_MODEL = False
 
 

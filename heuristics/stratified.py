@@ -9,6 +9,7 @@ from heuristics.batches.top import ranking
 from heuristics.random import draws
 
 ingredient = Ingredient("stratified")
+NEEDS = ("groups",)
 NEEDS_MODEL = False
 
 

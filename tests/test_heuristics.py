@@ -1,5 +1,6 @@
 """Every heuristic against its definition and baal's, and what a selection promises for all of heuristics/."""
 
+import json
 import math
 import warnings
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import prediction, selection
+from experiments import learned, prediction, selection
 from experiments.components import defaults, load, names
 from experiments.errors import Refused
 from experiments.pool import Pool, open_pool
@@ -47,8 +48,8 @@ def attach(monkeypatch):
     return attach
 
 
-def generator(seed=0):
-    return np.random.default_rng(seed)
+def generator(*seed):
+    return np.random.default_rng(seed or 0)
 
 
 def of_passes(p, ids=None):
@@ -179,20 +180,21 @@ def test_bald_is_entropy_less_expected_entropy_and_within_its_bounds(seed):
 
 SIZES = [(33, 40), (40, 33)]
 LABELLED = ["p2", "e8", "l0", "n6"]
+VALIDATION = [f"v{i}" for i in range(9)]  # with as many crc's default alpha is met
 
 
 def closed(path):
     raise AssertionError(f"{path} was opened: masks are not the heuristic's")
 
 
-def make_store(ids):
-    """A Store of these of the 11 images; the masks of LABELLED are half class 1, no other can be opened."""
-    known = [*IDS, *LABELLED]
+def make_store(ids, annotated=(*LABELLED, *VALIDATION)):
+    """A Store of these images; the masks of the annotated ones are half class 1, no other can be opened."""
+    known = [*IDS, *LABELLED, *VALIDATION]
     images = {id: generator(i).integers(0, 256, (*SIZES[i % 2], 3), dtype=np.uint8) for i, id in enumerate(known)}
     groups = {id: ("benign", "malignant")[i % 3 == 0] for i, id in enumerate(known)}
     items = [Item(id, Path(id), Path("nowhere", id), groups[id]) for id in ids]
     store = Store(Split(items, lambda path: images[path.name], closed), "cpu")
-    for index in (i for i, id in enumerate(ids) if id in LABELLED):
+    for index in (i for i, id in enumerate(ids) if id in annotated):
         store.mask(index).zero_()[:16] = 1
     return store
 
@@ -203,28 +205,45 @@ def model():
     return finish(UNet(3, 2, 2, 0.2), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))[0]
 
 
-def make_pool(heuristic, model, order=ALL, **more):
+def make_pool(heuristic, model, order=ALL, taken=(), **more):
+    """The pool of the images of `order` but the `taken` ids, which are labelled."""
     settings = defaults(prediction.ingredient) | dict(place=(0, "drawn", 1), mc_iters=3, batch=3) | more
     needs = getattr(heuristic, "NEEDS", ())
-    store = make_store([*(IDS[i] for i in order), *LABELLED])
-    labelled, val = range(len(order), len(order) + len(LABELLED)), make_store(LABELLED)
-    return open_pool(store, range(len(order)), model=lambda: model, layers=LAYERS, needs=needs, labelled=labelled,
-                     val=val, **settings)  # fmt: skip
+    ids = [*(IDS[i] for i in order), *LABELLED]
+    store, val = make_store(ids, (*LABELLED, *taken)), make_store(VALIDATION)
+    labelled = [i for i, id in enumerate(ids) if id in (*LABELLED, *taken)]
+    pool = [i for i in range(len(ids)) if i not in labelled]
+    if hasattr(heuristic, "prepare"):
+        paths = LAYERS[defaults(heuristic.ingredient)["layer"]] if hasattr(heuristic, "loss") else []
+        learner = learned.prepare(heuristic, model, paths, 3, (0, "drawn", 1), torch.device("cpu"))
+        settings["learner"] = learner.eval()
+    return open_pool(store, pool, model=lambda: model, layers=LAYERS, needs=needs, labelled=labelled,
+                     val=val, classes=("background", "gland"), **settings)  # fmt: skip
 
 
 @pytest.fixture(params=FITTING, ids="-".join)
 def chosen(request, attach, model):
-    """(heuristic, take): take(n, seed, order) gives the ids that heuristic and batch select."""
+    """(heuristic, take): take(n, seed, order) gives the ids that heuristic and batch select in each of two cycles.
+
+    What the first cycle puts into pool.memory reaches the second as it would after a resume: through JSON.
+    """
     heuristic, batch = (load(entry, name) for entry, name in zip(("heuristic", "batch"), request.param, strict=True))
     reduction = attach(heuristic).get("reduction", "mean")
     attach(batch)
 
     def take(n, seed=0, order=ALL):
-        pool = make_pool(heuristic, model, order)
-        picked, scores = selection.select(heuristic, batch, pool, n, generator(seed), reduction)
-        assert scores is None or (scores.shape == (len(pool),) and np.isfinite(scores).all())
-        assert all(type(position) is int and 0 <= position < len(pool) for position in picked)
-        return [pool.ids[position] for position in picked]
+        queries, memory = [], {}
+        for cycle in (0, 1):
+            taken = [id for query in queries for id in query]
+            if len(taken) == len(IDS):
+                break
+            pool = make_pool(heuristic, model, order, taken, place=(seed, "drawn", cycle), memory=memory)
+            picked, scores = selection.select(heuristic, batch, pool, n, generator(seed, cycle), reduction)
+            assert scores is None or (scores.shape == (len(pool),) and np.isfinite(scores).all())
+            assert all(type(position) is int and 0 <= position < len(pool) for position in picked)
+            queries.append([pool.ids[position] for position in picked])
+            memory = json.loads(json.dumps(pool.memory, allow_nan=False))
+        return queries
 
     return heuristic, take
 
@@ -232,18 +251,25 @@ def chosen(request, attach, model):
 def test_a_selection_is_n_distinct_images_the_same_for_a_seed_and_for_any_order_of_the_files(chosen):
     """No mask is opened either: the pool's masks do not exist."""
     heuristic, take = chosen
-    ids = take(3)
-    assert len(set(ids)) == 3
-    assert take(3) == ids
+    queries = take(3)
+    assert [len(query) for query in queries] == [3, 3] and len({id for query in queries for id in query}) == 6
+    assert take(3) == queries
     if heuristic is first:
-        assert take(3, order=[6, 5, 4, 3, 2, 1, 0]) == IDS[:3:-1]  # the order of the files is its meaning
+        assert take(3, order=[6, 5, 4, 3, 2, 1, 0])[0] == IDS[:3:-1]  # the order of the files is its meaning
     else:
-        assert take(3, order=[6, 5, 4, 3, 2, 1, 0]) == ids
-        assert take(3, order=[2, 0, 6, 1, 5, 3, 4]) == ids
+        assert take(3, order=[6, 5, 4, 3, 2, 1, 0]) == queries
+        assert take(3, order=[2, 0, 6, 1, 5, 3, 4]) == queries
 
 
 def test_n_larger_than_the_pool_takes_the_pool(chosen):
-    assert sorted(chosen[1](100)) == sorted(IDS)
+    (query,) = chosen[1](100)
+    assert sorted(query) == sorted(IDS)
+
+
+def test_n_that_is_what_the_pool_still_has_takes_it(chosen):
+    """Five of seven, then the two that are left."""
+    queries = chosen[1](5)
+    assert sorted(id for query in queries for id in query) == sorted(IDS)
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -301,7 +327,7 @@ def test_scores_of_a_batch_go_to_the_positions_that_it_names():
     p = torch.cat([p, 1 - p], 2)
     batches = [([2, 0], 0), ([1], 1)]
     parts = [of_passes(p[:, :2]), of_passes(p[:, 2:])]
-    pool = Pool("abc", "   ", lambda: batches, eyes(lambda images, ids, source: parts[images]))
+    pool = Pool("abc", "   ", lambda: batches, eyes(lambda images, *rest: parts[images]))
     scores = selection.score(entropy, pool, generator())
     assert np.argsort(scores).tolist() == [0, 1, 2] and scores[2] == pytest.approx(LOG2)
 

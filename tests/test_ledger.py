@@ -210,6 +210,7 @@ def test_which_weights_are_kept(tmp_path):
         with Ledger(tmp_path / keep, SETTINGS, []) as book:
             for cycle in range(3):
                 book.save_weights(cycle, weights(), keep)
+                book.drop_weights(cycle, keep)
         found = sorted(path.name for path in (tmp_path / keep / "checkpoint").iterdir())
         assert found == [f"cycle_{cycle:03d}.safetensors" for cycle in expected]
 

@@ -396,3 +396,23 @@ def test_a_device_that_is_not_there_is_refused():
 def test_a_lone_crop_that_batch_norm_cannot_take_is_refused_in_one_line(smoke):
     with pytest.raises(Refused, match=r"1 crop\(s\) of 32 x 32 are too little .* raise trainer.batch"):
         smoke(start=1, cycles=0, phantom={"crop": 32}, trainer={"draws": 1, "batch": 1})
+
+
+def test_a_step_that_does_not_fit_names_the_setting_to_lower(settings, monkeypatch):
+    settings()
+    model, _ = make_model()
+
+    def full(x):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(Refused, match="A step of 4 crop.s. of 48 x 48 does not fit on cpu: lower trainer.batch"):
+        fit(model, make_store([0, 1]))
+
+
+def test_another_error_in_a_step_is_not_explained_away(settings, monkeypatch):
+    settings()
+    model, _ = make_model()
+    monkeypatch.setattr(model, "forward", lambda x: (_ for _ in ()).throw(ValueError("my own")))
+    with pytest.raises(ValueError, match="my own"):
+        fit(model, make_store([0, 1]))

@@ -12,6 +12,7 @@ from experiments.errors import Refused
 from heuristics.batches.top import ranking
 
 ingredient = Ingredient("balanced")
+NEEDS = ("groups",)
 
 
 @ingredient.capture

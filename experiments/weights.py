@@ -1,0 +1,110 @@
+"""The weights of a cycle: trained, with what a learned strategy adds to it, or brought back from the ledger."""
+
+from contextlib import contextmanager
+from time import perf_counter
+
+import numpy as np
+
+from experiments import asking, learned, training
+from experiments.errors import Refused
+from experiments.store import IGNORE
+
+
+def fit(state, cycle):
+    """Train this cycle's weights into the model: (seconds, validation values)."""
+    if cycle and goes_on(state.config, state.parts["heuristic"]) and state.holds != cycle - 1:
+        recall(state, cycle - 1)
+    began = perf_counter()
+    held, seen = held_out(state), {}
+    labelled = [i for i in state.active.get_indices_for_active_step() if i not in held]
+    state.bar.start(f"cycle {cycle}/{state.config['cycles']}, training on {len(labelled)}")
+    with pseudo_labelled(state, cycle) as pseudo:
+        training.begin(state.model, state.first, cycle)
+        strategy = strategy_of(state, cycle) if learns(state) else None
+        state.learner = strategy and strategy.learner
+        if labelled:
+            seen = training.fit(
+                state.model,
+                state.train,
+                labelled,
+                state.val,
+                state.at(cycle),
+                state.crop,
+                advance=state.bar.advance,
+                strategy=strategy,
+                **pseudo,
+            )
+    state.holds = cycle
+    return perf_counter() - began, seen
+
+
+def learns(state):
+    """Whether the heuristic is a learned strategy."""
+    return hasattr(state.parts["heuristic"], "prepare")
+
+
+def strategy_of(state, cycle):
+    """The learned strategy as a cycle's training begins."""
+    heuristic, model_file = state.parts["heuristic"], state.parts["model"]
+    layer = state.config.get(state.config["heuristic"], {}).get("layer")
+    found = model_file.LAYERS[layer] if layer else []
+    paths = [found] if isinstance(found, str) else found
+    channels, place = state.parts["dataset"].CHANNELS, state.at(cycle)
+    learner = learned.prepare(heuristic, state.model, paths, channels, place, state.train.device)
+    return learned.Strategy(heuristic, learner, paths, np.flatnonzero(~state.active.labelled), place)
+
+
+def goes_on(config, heuristic):
+    """Whether training a cycle takes the weights of the one before."""
+    return config["trainer"]["warm_start"] or hasattr(heuristic, "pseudo_labels")
+
+
+@contextmanager
+def pseudo_labelled(state, cycle):
+    """In here `train` has the heuristic's pseudo labels, of the last cycle's weights, as masks of unlabelled images.
+
+    Gives what training.fit must know of them; nothing without any.
+    """
+    heuristic, masked = state.parts["heuristic"], []
+    if not cycle or not hasattr(heuristic, "pseudo_labels"):
+        yield {}
+        return
+    indices = asking.some(state, cycle - 1)
+    pool = asking.pool_of(state, indices, cycle - 1, model=lambda: state.model, advance=state.bar.advance)
+    try:
+        for positions, masks in heuristic.pseudo_labels(pool=pool):
+            for position, mask in zip(positions, masks, strict=True):
+                if (mask != IGNORE).any():
+                    masked.append(indices[position])
+                    state.train.mask(indices[position]).copy_(mask)
+        state.bar.line(f"cycle {cycle}/{state.config['cycles']}: {len(masked)} of {len(pool)} images pseudo-labelled")
+        yield {"pseudo": masked, "pseudo_crops": state.config[state.config["heuristic"]]["pseudo_crops"]}
+    finally:
+        for index in masked:
+            state.train.mask(index).fill_(IGNORE)
+
+
+def held_out(state):
+    """Positions in `train` of labelled images that the heuristic keeps from training while it has a pool to ask of."""
+    labelled = state.active.get_indices_for_active_step()
+    hold_out = getattr(state.parts["heuristic"], "hold_out", None)
+    if not hold_out or not state.active.n_unlabelled:
+        return []
+    kept = set(hold_out([state.train.ids[i] for i in labelled]))
+    return [i for i in labelled if state.train.ids[i] in kept]
+
+
+def recall(state, cycle):
+    """Bring back a cycle's weights: from its checkpoint or, where that is gone, by training them again."""
+    weights = state.book.load_weights(cycle, state.book.find("evaluated", cycle)["weights"])
+    if weights is not None:
+        own, more = learned.parted(weights)
+        state.model.load_state_dict(own)
+        if learns(state):
+            state.learner = strategy_of(state, cycle).learner
+            state.learner.load_state_dict(more)
+        state.holds = cycle
+    elif goes_on(state.config, state.parts["heuristic"]):
+        raise Refused(f"The weights of cycle {cycle} in {state.book.folder} are gone: start again with another label.")
+    else:
+        fit(state, cycle)

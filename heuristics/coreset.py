@@ -1,0 +1,88 @@
+"""Core-set by greedy k-centre: each image is the one farthest from everything labelled or chosen before it.
+
+Sener & Savarese 2018, https://arxiv.org/abs/1708.00489, their greedy 2-approximation. Without labelled images the
+first one is drawn at random, as implementations of it do. With tau < 1 a distance is weighed by how uncertain its two
+ends are, as AL-SEG does (https://doi.org/10.3390/ai6100270): the labelled images are then predicted as well.
+"""
+
+from functools import partial
+
+import numpy as np
+import torch
+from sacred import Ingredient
+
+from experiments import selection
+from experiments.errors import Refused
+from heuristics.entropy import entropy
+from heuristics.random import draws
+
+ingredient = Ingredient("coreset")
+NEEDS = ("features",)
+
+
+@ingredient.config
+def settings():
+    layer = "bottleneck"  # whose output is compared: a name in the model's LAYERS
+    grid = 1  # cells on each side that it is pooled to; 1: one vector an image
+    pooling = "mean"  # or max
+    tau = 1.0  # below 1 the mean entropies count as well: distance ** tau x weight ** (1 - tau)
+
+
+@ingredient.capture
+def check(tau):
+    if not 0 <= tau <= 1:
+        raise Refused(f"coreset.tau is between 0 and 1, not {tau}.")
+
+
+@ingredient.capture
+def select(pool, n, rng, layer, grid, pooling, tau):
+    """n positions, in the order in which the greedy search finds them."""
+    candidates, references = (images.features(layer, grid, pooling) for images in (pool, pool.labelled))
+    distance = euclidean
+    if tau < 1:
+        candidates, references = weighted(candidates, pool), weighted(references, pool.labelled)
+        distance = partial(barycentric, tau=tau)
+    order = np.argsort(pool.ids)
+    first = int(np.argmax(draws(pool, rng)[order]))
+    return order[k_centre(candidates[order], references, n, distance, first)].tolist()
+
+
+def k_centre(candidates, references, n, distance, first=0):
+    """n row numbers of candidates (N, D): each time the row farthest from its nearest reference (M, D) or pick.
+
+    `distance` of (N, D) and (1, D) is (N, 1). Without references it starts with row `first`. Of rows equally far the
+    first is taken. Keeps (N,) numbers.
+    """
+    nearest = candidates.new_full((len(candidates),), torch.inf)
+    for reference in references:
+        nearest = nearest.minimum(distance(candidates, reference[None])[:, 0])
+    picked = []
+    for k in range(n):
+        pick = nearest.argmax(0, keepdim=True) if k or len(references) else torch.tensor([first], device=nearest.device)
+        nearest = nearest.minimum(distance(candidates, candidates[pick])[:, 0]).index_fill(0, pick, -torch.inf)
+        picked.append(pick)
+    return torch.cat(picked).tolist()
+
+
+def euclidean(rows, others):
+    """(N, M) distances of (N, D) and (M, D), exactly 0 between copies."""
+    return torch.cdist(rows, others, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def barycentric(rows, others, tau):
+    """(N, M): Euclidean distance ** tau x (a row's share of the two weights) ** (1 - tau); weights are last columns.
+
+    At tau = 0 and distance 1 it is how far the other body is from the centre of mass of both.
+    """
+    weight, other = rows[:, -1:], others[:, -1]
+    return euclidean(rows[:, :-1], others[:, :-1]) ** tau * (weight / (weight + other)) ** (1 - tau)
+
+
+def weighted(rows, images):
+    """(N, D + 1): the rows of these images, each with the mean entropy of its image."""
+    weights = selection.per_image(images, lambda prediction: selection.mean_uncertainty(entropy_map, prediction))
+    return torch.cat([rows, rows.new_tensor(weights)[:, None].clamp_min(1e-12)], 1)
+
+
+def entropy_map(prediction):
+    return entropy(prediction.mean)

@@ -1,0 +1,51 @@
+"""First the most diverse images, then the most uncertain of these.
+
+Stage 2 of AL-MGS (https://github.com/lkf-Labs/AL-MGS), whose `hybrid` keeps the 120 best of simple diversity sampling
+and queries the 20 of highest entropy among them. Both scores can be any heuristic's.
+"""
+
+from sacred import Ingredient
+
+from experiments import selection
+from experiments.components import load
+from experiments.errors import Refused
+from heuristics.batches.top import ranking
+
+ingredient = Ingredient("hybrid")
+NAMES = {"diversity": "heuristic", "by": "heuristic"}
+
+
+@ingredient.config
+def settings():
+    diversity = "simple_diversity"  # the score that sifts: any heuristic with one
+    diverse = 0  # images that it keeps; 0: six times the query, as published
+    by = "entropy"  # the score that chooses among them
+    reduction = "mean"  # how a map becomes either score: mean, max, q90, foreground ...
+
+
+@ingredient.capture
+def check(diversity, diverse, by, reduction):
+    must_score("hybrid.diversity", diversity)
+    must_score("hybrid.by", by)
+    selection.reducer(reduction)
+    if diverse < 0:
+        raise Refused(f"hybrid.diverse is at least 0, not {diverse}.")
+
+
+@ingredient.capture
+def select(pool, n, rng, diversity, diverse, by, reduction):
+    """n positions, best first."""
+    spread, wanted = (selection.score(load("heuristic", name), pool, rng, reduction) for name in (diversity, by))
+    return sifted(spread, wanted, pool.ids, diverse or 6 * n, n)
+
+
+def sifted(spread, wanted, ids, keep, n):
+    """The n most wanted positions of the `keep` (at least n) with the most spread, best first."""
+    kept = ranking(spread, ids)[: max(keep, n)]
+    return [kept[i] for i in ranking(wanted[kept], [ids[i] for i in kept])[:n]]
+
+
+def must_score(setting, name):
+    """Refuse a heuristic that selects by itself where a score is needed."""
+    if hasattr(load("heuristic", name), "select"):
+        raise Refused(f"{setting}={name} selects its images itself and has no score: name one that scores, as entropy.")

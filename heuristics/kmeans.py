@@ -1,0 +1,58 @@
+"""One image for each of n clusters of the pool: the one nearest to its k-means centroid.
+
+Zhdanov 2019, https://arxiv.org/abs/1901.05954, without weights on the points. As an initial set, or whenever nothing
+is labelled, it looks through given weights or at plain image statistics; after that at the trained model's features.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from sacred import Ingredient
+
+from experiments.errors import Refused
+
+ingredient = Ingredient("kmeans")
+NEEDS = ("features",)
+NEEDS_MODEL = False
+
+
+@ingredient.config
+def settings():
+    layer = "bottleneck"  # whose output is clustered: a name in the model's LAYERS
+    grid = 1  # cells on each side that it is pooled to; 1: one vector an image
+    pooling = "mean"  # or max
+    weights = ""  # safetensors of the same model to look through while nothing is labelled; "": image statistics
+
+
+@ingredient.capture
+def check(weights):
+    if weights and not Path(weights).is_file():
+        raise Refused(f"kmeans.weights={weights} is no file: name a checkpoint's .safetensors or leave it empty.")
+
+
+@ingredient.capture
+def select(pool, n, rng, layer, grid, pooling, weights):
+    """n positions, that of the largest cluster first."""
+    if len(pool.labelled):
+        rows = pool.features(layer, grid, pooling)
+    elif weights:
+        rows = pool.features(layer, grid, pooling, weights)
+    else:
+        rows = pool.statistics()
+    order = np.argsort(pool.ids)
+    return order[nearest_to_centroids(rows.cpu().numpy()[order], n, int(rng.integers(2**32)))].tolist()
+
+
+def nearest_to_centroids(rows, n, seed):
+    """n row numbers of (N, D), one of each cluster, largest first; too few distinct rows are filled up with copies."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
+        found = KMeans(n, n_init=3, random_state=seed).fit(rows.astype(np.float64))
+    closest = np.argsort(np.linalg.norm(rows - found.cluster_centers_[found.labels_], axis=1), kind="stable")
+    _, first, sizes = np.unique(found.labels_[closest], return_index=True, return_counts=True)
+    picked = closest[first[np.lexsort((closest[first], -sizes))]]
+    return [*picked.tolist(), *(i for i in closest.tolist() if i not in picked)][:n]

@@ -1,0 +1,88 @@
+"""ProbCover: images whose balls of radius delta cover the most images that no labelled image's ball covers yet.
+
+Yehuda et al. 2022, https://arxiv.org/abs/2205.11320, greedily, on features of length 1. The paper's radius: the
+largest with which at least 95 % of all balls are pure, that is hold images of one class only, where k-means clusters
+stand for the classes. The paper makes as many clusters as classes; an image with a mask has no class, so that their
+number is a setting. A ball is open, as in the published code.
+"""
+
+import numpy as np
+import torch
+from sacred import Ingredient
+
+from experiments.errors import Refused
+from heuristics.typiclust import clustered, unit_features
+
+ingredient = Ingredient("probcover")
+NEEDS = ("features",)
+NEEDS_MODEL = False
+
+
+@ingredient.config
+def settings():
+    layer = "bottleneck"  # whose features are covered; with nothing labelled and no weights, image statistics
+    weights = ""  # a safetensors file of this model, trained without labels, to look through instead of the current one
+    delta = 0.0  # radius of a ball, features have length 1; 0: the largest that is pure enough
+    purity = 0.95  # share of the balls that must be pure; the paper's
+    clusters = 10  # kinds of images that a pure ball does not mix
+
+
+@ingredient.capture
+def check(delta, purity, clusters):
+    if delta < 0 or not 0 < purity <= 1 or clusters < 2:
+        found = f"{delta}, {purity} and {clusters}"
+        raise Refused(
+            f"probcover.delta is at least 0, .purity above 0 and at most 1, .clusters at least 2, not {found}."
+        )
+
+
+@ingredient.capture
+def select(pool, n, rng, layer, weights, delta, purity, clusters):
+    """n positions, each the one that covers most; when all is covered, by id."""
+    order, features, labelled = unit_features(pool, layer, weights)
+    features = torch.cat([features, labelled])
+    if not delta:
+        kinds = clustered(features.cpu().numpy(), min(clusters, len(features)), rng)
+        delta = purest(features, torch.from_numpy(kinds).to(features.device), purity)
+    return order[cover(features, len(order), n, delta)]
+
+
+def purest(features, kinds, purity):
+    """The largest radius with which this share of the open balls about features (N, D) holds only one of the kinds."""
+    chunk = at_once(features)
+    parts = zip(features.split(chunk), kinds.split(chunk), strict=True)
+    other = [torch.cdist(part, features).masked_fill(own[:, None] == kinds, torch.inf).amin(1) for part, own in parts]
+    impure = len(features) - int(np.ceil(purity * len(features)))
+    return torch.cat(other).sort().values[impure].item()
+
+
+def cover(features, unlabelled, n, delta):
+    """n of the first `unlabelled` rows of features, each covering most of what neither the others nor the rest cover.
+
+    How much each would cover is counted once and then lowered: no graph of neighbours is kept.
+    """
+    gains = within(features, features, delta)
+    bare = torch.ones(len(features), dtype=torch.bool, device=features.device)
+
+    def choose(rows):
+        covered = bare & (within(features, rows, delta) > 0)
+        gains.sub_(within(features, features[covered], delta))
+        bare[covered] = False
+
+    choose(features[unlabelled:])
+    picked = []
+    for _ in range(n):
+        picked.append(int(np.argmax(gains[:unlabelled].cpu().numpy())))
+        choose(features[picked[-1:]])
+        gains[picked[-1]] = -1
+    return picked
+
+
+def within(features, centres, delta):
+    """(N,) how many of the centres (M, D) lie in the open ball about each row of features (N, D)."""
+    return sum((torch.cdist(features, part) < delta).sum(1) for part in centres.split(at_once(features)))
+
+
+def at_once(features):
+    """Of how many rows the distances to all features are held at a time: those that fill 32 MiB."""
+    return max(1, 2**22 // len(features))

@@ -1,0 +1,261 @@
+"""A prepared network is the trained one: folded, what is deterministic once, masks exact; a race finds the best."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_prediction import PLACE, make_model, make_pool, make_store
+from torch import nn
+
+from experiments import dropout, selection
+from experiments.errors import Refused
+from experiments.inference import Network, prepared
+from experiments.prediction import pass_keys, predict, winner
+from experiments.training import finish
+from heuristics import bald, entropy, expected_entropy
+from heuristics.batches import stochastic, top
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def x():
+    return torch.rand(2, 3, 40, 36, generator=torch.Generator().manual_seed(4))
+
+
+def trained(model):
+    """With the running means and variances of a network that has seen images."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.uniform_(-0.2, 0.2, generator=generator)
+                module.running_var.uniform_(0.5, 2, generator=generator)
+                module.weight.uniform_(0.5, 2, generator=generator)
+                module.bias.uniform_(-0.2, 0.2, generator=generator)
+    return model
+
+
+def module_by_module(model, x, keys):
+    with torch.inference_mode():
+        for now in keys:
+            model.dropout_keys.now = now
+            yield model.eval()(x)
+    model.dropout_keys.now = None
+
+
+def test_passes_are_those_of_the_model_itself(x):
+    model = trained(make_model()[0])
+    keys = pass_keys(PLACE, "score", "ab", 4)
+    with torch.inference_mode():
+        ours = torch.stack(list(Network(model).passes(x, keys)))
+        alone = Network(model)(x)
+    theirs = torch.stack(list(module_by_module(model, x, [*keys, None])))
+    assert theirs.std(0).max() > 0.1
+    error = (torch.cat([ours, alone[None]]) - theirs).abs().max()
+    assert error < 1e-5 * theirs.abs().max()
+
+
+def test_no_batch_norm_is_left_and_the_model_keeps_its_own():
+    model = trained(make_model()[0])
+    before = copy.deepcopy(model.state_dict())
+    split = prepared(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in split.modules())
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == 32
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Counting(nn.Module):
+    calls = 0
+
+    def forward(self, x):
+        Counting.calls += 1
+        return x
+
+
+class Branches(nn.Module):
+    """Two convolutions before the dropout, one of them beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.before, self.beside, self.after = Counting(), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        y = self.beside(self.before(x))
+        return self.after(self.dropout(y) + y)
+
+
+def test_what_no_dropout_reaches_is_computed_once_a_batch(x, monkeypatch):
+    monkeypatch.setattr(torch.fx.Tracer, "is_leaf_module", lambda self, module, path: not isinstance(module, Branches))
+    model, _ = finish(Branches(), (0.0,) * 3, (1.0,) * 3, CPU)
+    network, keys = Network(model), pass_keys(PLACE, "score", "ab", 6)
+    with torch.inference_mode():
+        for _ in range(2):
+            Counting.calls = 0
+            ours = torch.stack(list(network.passes(x, keys)))
+            assert Counting.calls == 1
+        torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))))
+
+
+class Untraceable(Branches):
+    def forward(self, x):
+        return super().forward(x) if float(x.sum()) > 0 else x[:, :2]
+
+
+class Certain(nn.Module):
+    def forward(self, x):
+        return x[:, :2] * 2
+
+
+@pytest.mark.parametrize("make", [Untraceable, Certain])
+def test_a_model_that_cannot_be_traced_or_has_no_dropout_is_run_all_the_same(x, make):
+    torch.manual_seed(0)
+    model, _ = finish(make(), (0.0,) * 3, (1.0,) * 3, CPU)
+    assert (prepared(model) is None) == (make is Untraceable)
+    keys = pass_keys(PLACE, "score", "ab", 3)
+    with torch.inference_mode():
+        ours = torch.stack(list(Network(model).passes(x, keys)))
+    torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))))
+    assert (ours.std(0).max() > 0) == (make is Untraceable)
+
+
+def test_the_models_normalisation_is_not_lost(x):
+    plain = make_model()[1]
+    model, _ = finish(copy.deepcopy(plain), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), CPU)
+    shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
+    with torch.inference_mode():
+        expected = plain((x - shift) / scale)
+        torch.testing.assert_close(Network(model)(x), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_pass_that_fails_leaves_no_dropout_on(x):
+    model = make_model()[0]
+    passes = Network(model).passes(x, pass_keys(PLACE, "score", "ab", 3), balanced=True)
+    with torch.inference_mode():
+        next(passes)
+    passes.close()
+    assert (model.dropout_keys.now, model.dropout_keys.shift, model.dropout_keys.bits) == (None, 0.0, None)
+
+
+def test_the_winner_is_argmax():
+    p = torch.randn(3, 5, 9, 8, generator=torch.Generator().manual_seed(1)).round()  # with many ties
+    assert torch.equal(winner(p), p.argmax(1)) and (p == p.amax(1, keepdim=True)).sum() > p[:, 0].numel()
+
+
+@pytest.mark.parametrize("room", [1, 2, 4])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(room, monkeypatch):
+    model, ids = make_model()[0], ["a", "b", "c", "d", "e"]
+    images = torch.randint(256, (5, 24, 20, 3), dtype=torch.uint8)
+    keys, passes, sizes = pass_keys(PLACE, "score", ids, 3), Network.passes, []
+
+    def cramped(self, x, keys, balanced=False):
+        sizes.append(len(x))
+        if len(x) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield from passes(self, x, keys, balanced)
+
+    whole = predict(model, images, ids, keys, needs=("last",))
+    monkeypatch.setattr(Network, "passes", cramped)
+    parts = predict(model, images, ids, keys, needs=("last",))
+    assert max(size for size in sizes if size <= room) == min(room, 3) and parts.ids == ids
+    for ours, theirs in zip(parts[1:], whole[1:], strict=True):
+        assert theirs is ours is None or torch.allclose(ours.float(), theirs.float(), atol=1e-5)
+
+
+def test_an_image_that_does_not_fit_alone_is_refused(monkeypatch):
+    def full(self, x, keys, balanced=False):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Network, "passes", full)
+    with pytest.raises(Refused, match="One image of 20 x 24 does not fit on cpu"):
+        predict(make_model()[0], torch.zeros(2, 24, 20, 3, dtype=torch.uint8), ["a", "b"])
+
+
+# ---- balanced masks
+
+
+@pytest.mark.parametrize(("p", "passes"), [(0.1, 10), (0.1, 20), (0.25, 8), (0.5, 4)])
+def test_balanced_masks_drop_every_unit_equally_often(p, passes):
+    like = torch.empty(2, 8, 25, 25)
+    bits = dropout.lanes(pass_keys(PLACE, "score", "ab", 1)[0], 0, like)
+    masks = torch.stack([dropout.keep(bits, p, k / passes, torch.float32) for k in range(passes)])
+    dropped = (masks == 0).sum(0)
+    exact = dropped == round(p * passes)
+    assert exact.double().mean() > 0.999  # all but those that the rounding of p and of k / K to 1/65536 shifts by one
+    assert (dropped - p * passes).abs().max() <= 1 + 1e-9
+    rates = (masks == 0).double().mean((1, 2, 3, 4))
+    assert (rates - p).abs().max() < 4 * (p * (1 - p) / like.numel()) ** 0.5
+    assert masks.unique().tolist() == pytest.approx([0, 1 / (1 - p)])
+
+
+def test_balanced_masks_of_neighbours_are_independent():
+    bits = dropout.lanes(pass_keys(PLACE, "score", "a", 1)[0], 0, torch.empty(1, 16, 64, 64))
+    dropped = (dropout.keep(bits, 0.25, 0.3, torch.float32) == 0).double()
+    for axis in (1, 2, 3):
+        a, b = dropped.narrow(axis, 0, dropped.shape[axis] - 1), dropped.narrow(axis, 1, dropped.shape[axis] - 1)
+        z = (a * b - 1 / 16).mean() * a.numel() ** 0.5 / (1 / 16 * 15 / 16) ** 0.5
+        assert abs(z) < 4.5
+
+
+def test_balanced_passes_estimate_the_mean_with_less_noise():
+    """Against 400 independent passes, eight balanced ones are nearer than eight independent ones."""
+    model, images = make_model(p=0.125)[0], torch.randint(256, (1, 40, 36, 3), dtype=torch.uint8)
+    network, errors = Network(model), {True: [], False: []}
+    many = predict(network, images, "a", pass_keys(PLACE, "many", "a", 400)).mean
+    for trial in range(12):
+        keys = pass_keys(PLACE, f"trial {trial}", "a", 8)
+        for balanced, error in errors.items():
+            error.append((predict(network, images, "a", keys, balanced=balanced).mean - many).square().mean().item())
+    assert np.mean(errors[True]) < 0.8 * np.mean(errors[False])
+
+
+def test_balanced_scores_do_not_depend_on_the_batch():
+    store = make_store([(40, 36)] * 5)
+    model = make_model()[0]
+    one, four = (selection.score(bald, make_pool(store, model, batch=n, masks="balanced"), None) for n in (1, 4))
+    np.testing.assert_allclose(one, four, atol=1e-6)
+    assert not np.allclose(one, selection.score(bald, make_pool(store, model), None), atol=1e-6)
+
+
+def test_bfloat16_scores_are_those_of_float32_up_to_its_rounding():
+    store, model = make_store([(40, 36)] * 12), make_model()[0]
+    full, half = (selection.score(bald, make_pool(store, model, precision=p), None) for p in ("float32", "bfloat16"))
+    assert not np.array_equal(full, half)
+    np.testing.assert_allclose(half, full, rtol=0.1)
+    assert np.corrcoef(full, half)[0, 1] > 0.95
+
+
+# ---- the race
+
+
+def test_a_race_picks_what_all_passes_would_where_the_leaders_are_clear():
+    store, model = make_store([(24, 20)] * 30), make_model()[0]
+    pool = make_pool(store, model, mc_iters=16, race=True)
+    picked, scores = selection.select(expected_entropy, top, pool, 3, None)
+    full, all_scores = selection.select(expected_entropy, top, make_pool(store, model, mc_iters=16), 3, None)
+    assert picked == full
+    raced = pool.passes == 16
+    assert raced.sum() == 9 and (pool.passes[~raced] == 4).all()
+    np.testing.assert_allclose(scores[raced], all_scores[raced], atol=1e-6)
+    assert not np.allclose(scores[~raced], all_scores[~raced], atol=1e-6)
+
+
+def test_a_race_is_refused_where_it_means_nothing():
+    chosen = SimpleNamespace(__name__="heuristics.chosen", select=lambda pool, n, rng: [])
+    for heuristic, batch in ((chosen, top), (bald, stochastic)):
+        with pytest.raises(Refused, match="prediction.race"):
+            selection.check(heuristic, batch, "mean", race=True)
+    selection.check(bald, top, "mean", race=True)
+
+
+def test_corrected_bald_is_bald_times_k_over_k_minus_1():
+    model = make_model()[0]
+    images = torch.randint(256, (1, 40, 36, 3), dtype=torch.uint8)
+    seen = predict(model, images, "a", pass_keys(PLACE, "score", "a", 5))
+    torch.testing.assert_close(bald.uncertainty(seen, corrected=True), bald.uncertainty(seen) * 5 / 4)
+    once = predict(model, images, "a")
+    assert bald.uncertainty(once, corrected=True).abs().max() < 1e-5 and entropy.uncertainty(once).max() > 0.1
