@@ -10,8 +10,8 @@ from experiments.inference import Network
 NOTE = (
     "Memory: what scoring adds to a process of its own, at its peak, over the images, the network, which is a 1 x 1 "
     "convolution with dropout, and the code, loaded by scoring one image of 8 x 8 before. K passes over N images of "
-    "{size} x {size}, batch {batch}. In the rows `freed blocks kept` glibc is as it comes and keeps large freed blocks for "
-    "later; in the others it gives them back at once, so that only what is in use counts."
+    "{size} x {size}, batch {batch}. Where it says `freed blocks kept` glibc is as it comes and keeps large freed ones "
+    "for later; elsewhere it gives them back at once, so that only what is in use counts."
 )
 
 
