@@ -59,7 +59,7 @@ def run(options, device):
         made.append(passes)
         if lost:
             misses.append(f"trial {trial} missed the images of rank {', '.join(map(str, lost))}")
-        print(f"race: trial {trial + 1} of {options.trials}", file=sys.stderr)
+        print(f"race: trial {trial + 1} of {options.trials}, recall {recalls[-1]:.2f}", file=sys.stderr)
     right = set(best(-1, "independent", REFERENCE)[:query])
     few = [len(right & set(best(t, "independent")[:query])) / query for t in range(max(1, options.trials // 4))]
     rows = [

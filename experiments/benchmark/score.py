@@ -22,7 +22,7 @@ OPTIONS = {
     "batch": (4, "images at once, as prediction.batch"),
     "compiled": (False, "also with torch.compile, which takes minutes to compile"),
     "memory": (False, "also peak memory, in processes of their own"),
-    "race": (False, "also a race with balanced masks on a trained model, with its recall; takes many minutes"),
+    "race": (False, "also a race with balanced masks on a trained model, with its recall; takes half an hour"),
     "pool": (200, "images of the race's pool"),
     "query": (10, "images that the race looks for"),
     "side": (64, "pixels a side of an image in the race"),
