@@ -1,7 +1,6 @@
 """A race with balanced masks on a trained model: time beside baal's default, and what it misses of the best images."""
 
 import sys
-from time import perf_counter
 
 import numpy as np
 
@@ -14,7 +13,7 @@ from heuristics.batches.top import ranking
 
 REFERENCE = 100  # passes
 NOTE = (
-    "Race: {pool} drawn images of {side} x {side}, {query} looked for, a model trained for {trained} epochs. A miss is "
+    "Race: {pool} drawn images of {side} x {side}, {query} looked for, a model trained for {epochs} epochs. A miss is "
     "an image that all {passes} passes over the whole pool, with the same masks, put among the best {query} and the "
     "race did not. For comparison: how many of the best {query} of {reference} independent passes does one scoring by "
     "{passes} independent passes find?"
@@ -26,7 +25,7 @@ def run(options, device):
     n, k, query = options.pool, options.passes, options.query
     pairs = work.draw(n, options.side, options.side, seed=1)
     store = work.store_of(pairs, device)
-    plain, model, epochs = trained(options, device)
+    plain, model = trained(options, device)
     network = Network(model)
     dropping, dataset = peers.always_dropping(plain).eval(), peers.tensors(image for image, _ in pairs)
 
@@ -70,22 +69,17 @@ def run(options, device):
             target=">= 0.97"),
         Row(f"for comparison: recall of {k} passes", float(np.mean(few)), "", min(few), max(few)),
     ]  # fmt: skip
-    names = {name: getattr(options, name) for name in ("pool", "side", "query", "passes")}
-    note = NOTE.format(**names, trained=epochs, reference=REFERENCE)
+    names = {name: getattr(options, name) for name in ("pool", "side", "query", "passes", "epochs")}
+    note = NOTE.format(**names, reference=REFERENCE)
     return rows, [note + " " + ("; ".join(misses) or "Nothing was missed") + "."]
 
 
 def trained(options, device):
-    """(plain model, the same for AskMask, epochs) trained on 64 drawn images for about `options.seconds`."""
+    """(plain model, the same for AskMask)."""
     store = work.store_of(work.draw(64, options.side, options.side, seed=2), device)
     plain, model = work.models(options.width, device)
-    began, epoch = perf_counter(), 0
-    with (
-        work.configured(augment.ingredient),
-        work.configured(training.ingredient, epochs=1, draws=1, batch=8, lr=0.002, schedule="constant", loss="ce"),
-    ):
-        while epoch == 0 or perf_counter() - began < options.seconds:
-            training.fit(model, store, list(range(64)), None, (*work.PLACE[:2], epoch), options.side)
-            epoch += 1
+    settings = {"epochs": options.epochs, "draws": 1, "batch": 8, "lr": 0.002, "loss": "ce", "precision": "float32"}
+    with work.configured(augment.ingredient), work.configured(training.ingredient, **settings):
+        training.fit(model, store, list(range(len(store))), None, work.PLACE, options.side)
     plain.load_state_dict(model.state_dict())
-    return plain, model, epoch
+    return plain, model

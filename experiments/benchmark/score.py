@@ -27,7 +27,7 @@ OPTIONS = {
     "query": (10, "images that the race looks for"),
     "side": (64, "pixels a side of an image in the race"),
     "trials": (20, "of the race, each with other masks"),
-    "seconds": (30, "of training before the race"),
+    "epochs": (25, "of training before the race, on 64 drawn images"),
 }
 FORWARDS = 4  # of an image in a round, for the yardsticks
 TOLERANCE = 1e-6  # of BALD in nats
