@@ -1,0 +1,91 @@
+"""A race with balanced masks on a trained model: time beside baal's default, and what it misses of the best images."""
+
+import sys
+from time import perf_counter
+
+import numpy as np
+
+from experiments import augment, selection, training
+from experiments.benchmark import peers, timing, work
+from experiments.benchmark.report import Row
+from experiments.inference import Network
+from heuristics import bald
+from heuristics.batches.top import ranking
+
+REFERENCE = 100  # passes
+NOTE = (
+    "Race: {pool} drawn images of {side} x {side}, {query} looked for, a model trained for {trained} epochs. A miss is "
+    "an image that all {passes} passes over the whole pool, with the same masks, put among the best {query} and the "
+    "race did not. For comparison: how many of the best {query} of {reference} independent passes does one scoring by "
+    "{passes} independent passes find?"
+)
+
+
+def run(options, device):
+    """(rows, notes)."""
+    n, k, query = options.pool, options.passes, options.query
+    pairs = work.draw(n, options.side, options.side, seed=1)
+    store = work.store_of(pairs, device)
+    plain, model, epochs = trained(options, device)
+    network = Network(model)
+    dropping, dataset = peers.always_dropping(plain).eval(), peers.tensors(image for image, _ in pairs)
+
+    def pool(trial, masks="balanced", passes=k):
+        return work.pool_of(store, network, passes, (*work.PLACE[:2], trial), batch=options.batch, masks=masks)
+
+    def raced(trial):
+        picked = selection.run_race(bald, opened := pool(trial), query, "mean")[0]
+        started = opened.passes.min()
+        return picked, np.where(opened.passes > started, opened.passes + started, started).mean()
+
+    def best(*args):
+        opened = pool(*args)
+        return ranking(selection.score(bald, opened, np.random.default_rng(0)), opened.ids)
+
+    times = timing.rounds(
+        {
+            "race": (lambda: raced(0), n),
+            "baal": (lambda: peers.baal_scores(dropping, dataset, k, device, **peers.MODES["baal"]), n),
+        },
+        max(1, options.rounds // 2),
+        device,
+    )
+    recalls, misses, made = [], [], []
+    for trial in range(options.trials):
+        picked, passes = raced(trial)
+        order = best(trial)
+        lost = [place + 1 for place, image in enumerate(order[:query]) if image not in picked]
+        recalls.append(1 - len(lost) / query)
+        made.append(passes)
+        if lost:
+            misses.append(f"trial {trial} missed the images of rank {', '.join(map(str, lost))}")
+        print(f"race: trial {trial + 1} of {options.trials}, recall {recalls[-1]:.2f}", file=sys.stderr)
+    right = set(best(-1, "independent", REFERENCE)[:query])
+    few = [len(right & set(best(t, "independent")[:query])) / query for t in range(max(1, options.trials // 4))]
+    rows = [
+        timing.seconds("race with balanced masks: an image", times["race"]),
+        timing.ratio("race with balanced masks faster than baal", times["baal"], times["race"], ">= 5"),
+        Row("race: passes an image", float(np.mean(made)), "", min(made), max(made)),
+        Row(f"race: recall of the best {query}", float(np.mean(recalls)), "", min(recalls), max(recalls),
+            target=">= 0.97"),
+        Row(f"for comparison: recall of {k} passes", float(np.mean(few)), "", min(few), max(few)),
+    ]  # fmt: skip
+    names = {name: getattr(options, name) for name in ("pool", "side", "query", "passes")}
+    note = NOTE.format(**names, trained=epochs, reference=REFERENCE)
+    return rows, [note + " " + ("; ".join(misses) or "Nothing was missed") + "."]
+
+
+def trained(options, device):
+    """(plain model, the same for AskMask, epochs) trained on 64 drawn images for about `options.seconds`."""
+    store = work.store_of(work.draw(64, options.side, options.side, seed=2), device)
+    plain, model = work.models(options.width, device)
+    began, epoch = perf_counter(), 0
+    with (
+        work.configured(augment.ingredient),
+        work.configured(training.ingredient, epochs=1, draws=1, batch=8, lr=0.002, schedule="constant", loss="ce"),
+    ):
+        while epoch == 0 or perf_counter() - began < options.seconds:
+            training.fit(model, store, list(range(64)), None, (*work.PLACE[:2], epoch), options.side)
+            epoch += 1
+    plain.load_state_dict(model.state_dict())
+    return plain, model, epoch

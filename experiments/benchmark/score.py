@@ -1,0 +1,195 @@
+"""Scoring a pool by BALD: AskMask beside baal in its modes and the published baselines, on one U-Net."""
+
+from contextlib import contextmanager
+from statistics import median
+
+import numpy as np
+import torch
+
+from experiments import selection
+from experiments.benchmark import memory, peers, race, timing, work
+from experiments.errors import Refused
+from experiments.inference import Network
+from experiments.prediction import floats, pass_keys
+from heuristics import bald
+
+OPTIONS = {
+    "rounds": (5, "all variants once in each"),
+    "images": (2, "of the pool"),
+    "size": (256, "pixels a side of an image"),
+    "width": (16, "of the U-Net"),
+    "passes": (20, "of MC dropout"),
+    "batch": (4, "images at once, as prediction.batch"),
+    "compiled": (False, "also with torch.compile, which takes minutes to compile"),
+    "memory": (False, "also peak memory, in processes of their own"),
+    "race": (False, "also a race with balanced masks on a trained model, with its recall; takes half an hour"),
+    "pool": (200, "images of the race's pool"),
+    "query": (10, "images that the race looks for"),
+    "side": (64, "pixels a side of an image in the race"),
+    "trials": (20, "of the race, each with other masks"),
+    "seconds": (30, "of training before the race"),
+}
+FORWARDS = 4  # of an image in a round, for the yardsticks
+TOLERANCE = 1e-6  # of BALD in nats
+
+
+def run(options, device):
+    """(rows, notes)."""
+    pairs = work.draw(options.images, options.size, options.size)
+    store = work.store_of(pairs, device)
+    plain, model = work.models(options.width, device)
+    networks = {"": Network(model)} | ({" compiled": Network(model, compiled=True)} if options.compiled else {})
+    gate(plain, networks, pairs, store, options, device)
+    times = timing.rounds(variants(plain, networks, pairs, store, options, device), options.rounds, device)
+    rows, notes = rows_of(times, options), [settings_note(options)]
+    for part, asked in ((memory, options.memory), (race, options.race)):
+        if asked:
+            more, said = part.run(options, device)
+            rows, notes = rows + more, notes + said
+    return rows, notes
+
+
+def settings_note(options):
+    return (
+        f"{options.images} images of {options.size} x {options.size}, U-Net of width {options.width}, "
+        f"{options.passes} passes, {options.rounds} rounds. BALD of every variant was that of baal within "
+        f"{TOLERANCE:g} nats on the same masks. A forward is one stochastic pass of one image by the plain module."
+    )
+
+
+def askmask(pool):
+    """(N,) mean BALD."""
+    return selection.score(bald, pool, np.random.default_rng(0))
+
+
+def gate(plain, networks, pairs, store, options, device):
+    """Raise Refused unless all score the same as baal's generator on the same masks."""
+    ids, k = store.ids, options.passes
+    keys = pass_keys(work.PLACE, "score", ids, k).to(device)
+    images = peers.tensors(image for image, _ in pairs)
+
+    def scores_of_baal(mode="baal, generator", balanced=False):
+        with steered(work.ready(plain, device), keys, balanced) as model:
+            return peers.baal_scores(model, images, k, device, **peers.MODES[mode])
+
+    right = scores_of_baal()
+    found = {mode: scores_of_baal(mode) for mode in peers.MODES}
+    with steered(work.ready(plain, device), keys) as model:
+        found["baselines"] = peers.baselines_scores(model, [image for image, _ in pairs], k, device)
+    for name, network in networks.items():
+        found[f"AskMask{name}"] = askmask(work.pool_of(store, network, k, batch=options.batch))
+    agree(right, found)
+    balanced = askmask(work.pool_of(store, networks[""], k, batch=options.batch, masks="balanced"))
+    agree(scores_of_baal(balanced=True), {"AskMask, balanced masks": balanced})
+
+
+def agree(right, found):
+    for name, scores in found.items():
+        difference = np.abs(np.asarray(scores) - right).max()
+        if not difference <= TOLERANCE:
+            raise Refused(f"BALD of {name} is {difference:.1e} away from baal's on the same masks: nothing is timed.")
+
+
+@contextmanager
+def steered(model, keys, balanced=False):
+    """Each row that the model sees takes the next of the keys (K, N): all passes of an image, then the next image.
+
+    With `balanced` masks it must see one row at a time.
+    """
+    passes, state = len(keys), model.dropout_keys
+    queue, seen = keys.T.flatten(), 0
+
+    def steer(module, inputs):
+        nonlocal seen
+        rows = len(inputs[0])
+        state.now = queue[seen : seen + rows]
+        if balanced:
+            state.now, state.shift = keys[0, seen // passes].view(1), seen % passes / passes
+        seen += rows
+
+    hook = model.register_forward_pre_hook(steer)
+    try:
+        yield model
+    finally:
+        hook.remove()
+        state.now, state.shift = None, 0.0
+
+
+def variants(plain, networks, pairs, store, options, device):
+    """{name: (function, units)}: of the yardsticks a forward, of the others an image."""
+    n, k = options.images, options.passes
+    dropping, images = peers.always_dropping(plain).eval(), [image for image, _ in pairs]
+    dataset, pictures = peers.tensors(images), [picture for picture, _ in peers.pictures(pairs)]
+    inputs = [x[None].to(device) for x, _ in dataset]
+
+    def forwards(model):
+        with torch.no_grad():
+            for x in inputs:
+                for _ in range(FORWARDS):
+                    model(x)
+
+    prepared = [
+        (floats(batch), pass_keys(work.PLACE, "score", [store.ids[i] for i in members], k).to(device))
+        for members, batch in store.batches(range(n), options.batch)
+    ]
+
+    def bare(network):
+        with torch.inference_mode():
+            for x, keys in prepared:
+                for _ in network.passes(x, keys):
+                    pass
+
+    def pool(suffix="", scorers=None, **more):
+        return work.pool_of(store, networks[suffix], k, scorers=scorers, batch=options.batch, **more)
+
+    one, balanced, four = (
+        pool(),
+        pool(masks="balanced"),
+        pool(scorers=selection.scorers(["entropy", "variance", "margin"])),
+    )
+
+    found = {
+        "stochastic forward": (lambda: forwards(dropping), n * FORWARDS),
+        "deterministic forward": (lambda: forwards(plain), n * FORWARDS),
+        "convolution": timing.convolution(device),
+        "preparation": (lambda: Network(networks[""].model), 1),
+        "network alone": (lambda: bare(networks[""]), n),
+        "AskMask": (lambda: askmask(one), n),
+        "AskMask, four scores": (lambda: (askmask(four), four.noted()), n),
+        "AskMask, balanced masks": (lambda: askmask(balanced), n),
+        "baselines": (lambda: peers.baselines_scores(dropping, pictures, k, device), n),
+    }
+    for name, mode in peers.MODES.items():
+        found[name] = (lambda mode=mode: peers.baal_scores(dropping, dataset, k, device, **mode), n)
+    if options.compiled:
+        compiled = pool(" compiled")
+        found["AskMask compiled"] = (lambda: askmask(compiled), n)
+    return found
+
+
+def rows_of(times, options):
+    ratio, forward = timing.ratio, times["stochastic forward"]
+    best = min(peers.MODES, key=lambda mode: median(time.wall for time in times[mode]))
+    rows = [
+        timing.seconds("stochastic forward", forward),
+        timing.seconds("deterministic forward", times["deterministic forward"]),
+        timing.rate("3 x 3 convolution, 64 channels", times["convolution"], "GFLOP/s"),
+        timing.seconds("network made ready, once a cycle", times["preparation"]),
+    ]
+    timed = list(times)[len(rows) :]
+    rows += [timing.seconds(f"{name}: an image", times[name]) for name in timed]
+    rows += timing.memory_rows({name: times[name] for name in timed})
+    targets = {"AskMask": "<= 13.5", "AskMask compiled": "<= 11.5"}
+    rows += [ratio(f"{name}: an image", times[name], forward, targets.get(name, ""), "forwards") for name in timed]
+    for name in [n for n in timed if n.startswith("AskMask") and n != "AskMask, four scores"]:
+        wanted = name == "AskMask"
+        rows += [
+            ratio(f"{name} faster than baal", times["baal"], times[name], ">= 2.2" if wanted else ""),
+            ratio(f"{name} faster than baal's best ({best})", times[best], times[name], ">= 1.7" if wanted else ""),
+            ratio(f"{name} faster than baselines", times["baselines"], times[name]),
+        ]
+    return [
+        *rows,
+        ratio("entropy, BALD, variance and margin / BALD", times["AskMask, four scores"], times["AskMask"], "<= 1.05"),
+        ratio("AskMask / its network alone", times["AskMask"], times["network alone"], "<= 1.05"),
+    ]
