@@ -25,7 +25,7 @@ notebooks: $(VENV)/ready
 	$(RUN) -m analysis.execute results
 
 test: $(VENV)/ready-dev lint
-	$(VENV)/bin/python -m pytest -q -rs --durations=8
+	$(VENV)/bin/python -m pytest -q -rs --durations=8 -n auto --dist loadfile
 
 omniboard: $(VENV)/ready-dev
 	@$(RUN) -m experiments.omniboard

@@ -38,30 +38,50 @@ def check(tau):
 def select(pool, n, rng, layer, grid, pooling, tau):
     """n positions, in the order in which the greedy search finds them."""
     candidates, references = (images.features(layer, grid, pooling) for images in (pool, pool.labelled))
-    distance = euclidean
+    distances = squared_euclidean
     if tau < 1:
         candidates, references = weighted(candidates, pool), weighted(references, pool.labelled)
-        distance = partial(barycentric, tau=tau)
+        distances = row_by_row(partial(barycentric, tau=tau))
     order = np.argsort(pool.ids)
     first = int(np.argmax(draws(pool, rng)[order]))
-    return order[k_centre(candidates[order], references, n, distance, first)].tolist()
+    return order[k_centre(candidates[order], references, n, distances, first)].tolist()
 
 
-def k_centre(candidates, references, n, distance, first=0):
+def k_centre(candidates, references, n, distances, first=0):
     """n row numbers of candidates (N, D): each time the row farthest from its nearest reference (M, D) or pick.
 
-    `distance` of (N, D) and (1, D) is (N, 1). Without references it starts with row `first`. Of rows equally far the
-    first is taken. Keeps (N,) numbers.
+    `distances(candidates)` gives a function from one row (D,) to (N,). Without references it starts with row `first`.
+    Of rows equally far the first is taken. Keeps (N,) numbers, and reads the candidates once a pick.
     """
-    nearest = candidates.new_full((len(candidates),), torch.inf)
+    nearest, to = candidates.new_full((len(candidates),), torch.inf), distances(candidates)
     for reference in references:
-        nearest = nearest.minimum(distance(candidates, reference[None])[:, 0])
+        nearest = nearest.minimum(to(reference))
     picked = []
     for k in range(n):
         pick = nearest.argmax(0, keepdim=True) if k or len(references) else torch.tensor([first], device=nearest.device)
-        nearest = nearest.minimum(distance(candidates, candidates[pick])[:, 0]).index_fill(0, pick, -torch.inf)
+        nearest = nearest.minimum(to(candidates[pick][0])).index_fill(0, pick, -torch.inf)
         picked.append(pick)
     return torch.cat(picked).tolist()
+
+
+def squared_euclidean(rows):
+    """A function from a row (D,) to the squared distances (N,) of these rows to it, by |a|^2 - 2 ab + |b|^2.
+
+    What rounding leaves between copies is cut: nearer than a thousandth of their length rows count as equal.
+    """
+    squares = torch.cat([part.square().sum(1) for part in rows.split(4096)])
+
+    def to(other):
+        both = squares + other.square().sum()
+        found = both - 2 * torch.mv(rows, other)
+        return found.masked_fill_(found < 1e-6 * both, 0)
+
+    return to
+
+
+def row_by_row(distance):
+    """The same for any `distance` of (N, D) and (1, D) that is (N, 1)."""
+    return lambda rows: lambda other: distance(rows, other[None])[:, 0]
 
 
 def euclidean(rows, others):

@@ -83,14 +83,14 @@ def test_k_centre_is_brute_force(known, seed):
     for points in (rng.integers(0, 4, (40 + known, 3)).astype(float), rng.standard_normal((40 + known, 3))):
         references, candidates = (torch.from_numpy(x) for x in np.split(points, [known]))
         expected = brute_force(candidates, references, 40, "euclidean", 7)
-        assert coreset.k_centre(candidates, references, 40, coreset.euclidean, 7) == expected
+        assert coreset.k_centre(candidates, references, 40, coreset.squared_euclidean, 7) == expected
         assert sorted(expected) == list(range(40))
 
 
 def test_k_centre_with_another_distance_is_brute_force():
     references, candidates = (torch.from_numpy(x) for x in np.split(generator().standard_normal((43, 6)), [3]))
     expected = brute_force(candidates, references, 20, "cosine", 0)
-    assert coreset.k_centre(candidates, references, 20, simple_diversity.cosine) == expected
+    assert coreset.k_centre(candidates, references, 20, coreset.row_by_row(simple_diversity.cosine)) == expected
 
 
 def test_coreset_starts_from_what_is_labelled():

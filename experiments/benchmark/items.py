@@ -1,6 +1,7 @@
 """Reading: every image is decoded once, when the Store is made; beside decoding it again each time."""
 
 import tempfile
+from collections import deque
 from functools import partial
 from pathlib import Path
 
@@ -91,8 +92,8 @@ def variants(split, store, options, device):
         return augment.colour(images, augment.inside(store, shown, drawn, crop, crop), drawn["factors"]), masks
 
     return {
-        "Store": (lambda: [images for _, images in store.batches(range(n), 1)], n),
-        "decode": (lambda: [decode(item.image, "PNG", "RGB") for item in split.items], n),
+        "Store": (lambda: deque(store.batches(range(n), 1), maxlen=0), n),  # seen and let go, as in scoring
+        "decode": (lambda: deque((decode(item.image, "PNG", "RGB") for item in split.items), maxlen=0), n),
         "crops": (augmented, n),
         "baselines": (lambda: [peers.training_item(*pair, crop, rng) for pair in pictures], n),
     }

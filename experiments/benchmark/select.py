@@ -65,7 +65,7 @@ def gate(name, ours, plain):
 def k_centre(rows, n):
     from heuristics import coreset
 
-    return coreset.k_centre(rows, rows[:0], n, coreset.euclidean)
+    return coreset.k_centre(rows, rows[:0], n, coreset.squared_euclidean)
 
 
 def pairwise(rows, n):

@@ -12,7 +12,7 @@ from sacred import Ingredient
 
 from experiments.errors import Refused
 from heuristics.batches.top import ranking
-from heuristics.coreset import k_centre
+from heuristics.coreset import k_centre, row_by_row
 from heuristics.simple_diversity import cosine, isolation
 
 ingredient = Ingredient("diverse")
@@ -44,7 +44,7 @@ def pick(scores, pool, n, rng, candidates, start_cycle, greedy, layer, grid, poo
     best = order[: max(n, candidates or ceil(1.5 * n))]
     rows, labelled = (images.features(layer, grid, pooling) for images in (pool, pool.labelled))
     if greedy:
-        picked = k_centre(rows[best], labelled, n, cosine)
+        picked = k_centre(rows[best], labelled, n, row_by_row(cosine))
     else:
         picked = ranking(isolation(rows[best], labelled, cosine).cpu(), [pool.ids[i] for i in best])[:n]
     return [best[i] for i in picked]
