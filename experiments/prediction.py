@@ -93,29 +93,26 @@ def floats(images):
 
 def moments(passes, ids, needs=()):
     """Reduce passes, (logits (B, C, H, W), seen (B, H, W) bool or None for everything), to a Prediction."""
-    totals = count = logit_sum = p = None
-    k = 0
+    mean = None
     with torch.inference_mode():
         for logits, seen in passes:
             logits = two_sided(logits.float()).contiguous()
-            p = logits.softmax(1)
-            vote = torch.zeros_like(p).scatter_(1, winner(p)[:, None], 1)
-            terms = [p, p.square(), vote, torch.special.entr(p).sum(1)]
+            if mean is None:
+                mean, second, votes, logit_sum = (torch.zeros_like(logits) for _ in range(4))
+                entropy, count = torch.zeros_like(logits[:, 0]), torch.zeros_like(logits[:, 0])
+            p = last = logits.softmax(1)
+            entropies = torch.special.entr(p).sum(1)
+            weight = torch.ones_like(count) if seen is None else seen.to(p.dtype)
+            votes.scatter_add_(1, winner(p)[:, None], weight[:, None])
             if seen is not None:
-                terms = [term * (seen[:, None] if term.ndim == 4 else seen) for term in terms]
-                count = seen.to(p.dtype) if count is None else count + seen
+                p, logits, entropies = p * weight[:, None], logits * weight[:, None], entropies * weight
+            count.add_(weight)
+            mean.add_(p)
+            second.addcmul_(p, p)
+            entropy.add_(entropies)
             if "mean_logits" in needs:
-                terms.append(logits if seen is None else logits * seen[:, None])
-            if totals is None:
-                totals = [term.clone() for term in terms]
-            else:
-                for total, term in zip(totals, terms, strict=True):
-                    total.add_(term)
-            k += 1
-        if count is None:
-            count = torch.full_like(totals[3], k)
+                logit_sum.add_(logits)
         share = 1 / count.clamp_min(1)
-        mean, second, votes, entropy, *logit_sum = totals
         return Prediction(
             ids=ids,
             mean=mean.mul_(share[:, None]),
@@ -124,8 +121,8 @@ def moments(passes, ids, needs=()):
             expected_entropy=entropy.mul_(share),
             count=count,
             valid=count > 0,
-            mean_logits=logit_sum[0].mul_(share[:, None]) if logit_sum else None,
-            last=p if "last" in needs else None,
+            mean_logits=logit_sum.mul_(share[:, None]) if "mean_logits" in needs else None,
+            last=last if "last" in needs else None,
         )
 
 
