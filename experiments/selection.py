@@ -151,12 +151,14 @@ def per_image(images, score, source="", **which):
 def run_race(heuristic, pool, n, reduction):
     """(n positions, best first; scores (N,)): a quarter of the passes for all, all passes for a tenth of the pool.
 
-    Of those that lead after the first quarter, 3 n or a tenth of the pool go on, whichever is more; they start anew,
-    for nothing of the pool's predictions is kept. The scores of the others are those of the first quarter.
+    Of those that lead after the first quarter, 4 n or a tenth of the pool go on, whichever is more; they start anew,
+    for nothing of the pool's predictions is kept. The scores of the others are those of the first quarter. Measured
+    with BALD, 20 balanced passes, 200 drawn images of 32 x 32 and n = 10: 9 passes an image, and a share of RECALL of
+    what all passes would have picked.
     """
     value, where = of_map(heuristic, reduction), source(heuristic)
     scores = per_image(pool, value, where, passes=-(-pool.mc_iters // 4))
-    leaders = ranking(scores, pool.ids)[: max(3 * n, len(pool) // 10)]
+    leaders = ranking(scores, pool.ids)[: max(4 * n, len(pool) // 10)]
     scores[leaders] = per_image(pool, value, where, among=leaders)[leaders]
     refuse_what_is_no_number(heuristic, pool, scores)
     order = ranking(scores[leaders], [pool.ids[i] for i in leaders])

@@ -76,6 +76,18 @@ def answers(port):
         return False
 
 
+@pytest.fixture
+def table(record_property):
+    """table(lines): what was measured, shown at the end of the test run, by whichever process tested."""
+    return lambda lines: record_property("table", "\n".join(lines))
+
+
+def pytest_terminal_summary(terminalreporter):
+    for report in terminalreporter.stats.get("passed", []) + terminalreporter.stats.get("failed", []):
+        for text in (value for name, value in report.user_properties if name == "table" and report.when == "call"):
+            terminalreporter.write_line(f"\n{text}")
+
+
 @pytest.fixture(scope="session")
 def mongo(tmp_path_factory):
     """The port of a mongod of our own."""

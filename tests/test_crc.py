@@ -162,7 +162,7 @@ def test_measured_by_hand():
 
 
 @pytest.mark.parametrize(("side", "n", "new"), [(6, 40, 20), (1, 120, 200)])
-def test_the_guarantee_on_exchangeable_images(side, n, new):
+def test_the_guarantee_on_exchangeable_images(side, n, new, table):
     """n drawn images calibrate, new ones are held out, 500 times: each class's mean miss rate is at most alpha.
 
     Images of one pixel are the hardest: split conformal prediction, where alpha is nearly reached.
@@ -183,8 +183,8 @@ def test_the_guarantee_on_exchangeable_images(side, n, new):
         kept.append([found[name]["risk"] for name in classes])
         images.append([row["images"] for row in conformal.measure([calibrating], thresholds, classes).values()])
     mean, error = np.mean(kept, 0), np.std(kept, 0, ddof=1) / math.sqrt(len(kept))
-    for name, m, e in zip(classes, mean, error, strict=True):
-        print(f"side {side}, class {name}: mean held-out miss rate {m:.4f} of {alpha}, standard error {e:.4f}")
+    rates = [f"{name} {m:.4f} (standard error {e:.4f})" for name, m, e in zip(classes, mean, error, strict=True)]
+    table([f"CRC, alpha {alpha}, {n} images of {side} x {side}, 500 repeats: held-out miss rates " + ", ".join(rates)])
     assert np.isfinite(kept).all() and (mean <= alpha + 2 * error).all()
     assert (mean >= alpha - 2 / (np.min(images, 0) + 1)).all()  # the paper's lower bound: not all is in every set
 

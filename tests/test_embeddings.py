@@ -404,7 +404,7 @@ def images_until_rare(heuristic, seed, elsewhere, query=6):
     return min(labelled.index(i) for i in rare & set(labelled)) + 1
 
 
-def test_class_aware_strategies_find_a_rare_class_sooner_than_random(monkeypatch, attach, capsys):  # noqa: F811
+def test_class_aware_strategies_find_a_rare_class_sooner_than_random(monkeypatch, attach, table):  # noqa: F811
     """Where it is recognised; its probability alone misleads where the model calls all that is unsure a bit rare."""
     rivals = {
         "random": (random, {}),
@@ -418,12 +418,15 @@ def test_class_aware_strategies_find_a_rare_class_sooner_than_random(monkeypatch
     for name, (heuristic, changed) in rivals.items():
         attach(heuristic).update(changed)
         found[name] = [[images_until_rare(heuristic, seed, elsewhere) for seed in range(20)] for elsewhere in (-3, -1)]
-    with capsys.disabled():
-        print(f"\nImages labelled until the first of {RARE} rare ones among 200, 20 seeds: mean (median, worst)")
-        print(f"{'':28}{'taken for rare elsewhere:':>30}\n{'':28}{'hardly ever':>20}{'a bit':>20}")
-        for name, columns in found.items():
-            cells = [f"{np.mean(c):.1f} ({np.median(c):.1f}, {max(c)})" for c in columns]
-            print(f"  {name:26}" + "".join(f"{cell:>20}" for cell in cells))
+    lines = [
+        f"Images labelled until the first of {RARE} rare ones among 200, 20 seeds: mean (median, worst)",
+        f"{'':28}{'taken for rare elsewhere:':>30}",
+        f"{'':28}{'hardly ever':>20}{'a bit':>20}",
+    ]
+    for name, columns in found.items():
+        cells = [f"{np.mean(c):.1f} ({np.median(c):.1f}, {max(c)})" for c in columns]
+        lines.append(f"  {name:26}" + "".join(f"{cell:>20}" for cell in cells))
+    table(lines)
     hardly, a_bit = ({name.strip(): np.mean(columns[k]) for name, columns in found.items()} for k in (0, 1))
     for name in ("contextual_diversity", "class_stratified", ".membership=prediction"):
         assert hardly[name] < hardly["random"] / 2

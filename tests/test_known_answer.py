@@ -58,15 +58,15 @@ def tried(attach):  # noqa: F811
     return tried
 
 
-def test_copies_are_avoided_and_the_rare_kind_is_found(tried, capsys):
+def test_copies_are_avoided_and_the_rare_kind_is_found(tried, table):
     """Fewer copies than top-k entropy and more rare images than random, by Wilcoxon's test over the seeds."""
     found = {name: tried(name) for name in ["entropy", "random", *DIVERSE, *CLASS_AWARE]}
     found |= {f"entropy, {name}": tried("entropy", name, **settings) for name, settings in BATCHES.items()}
-    with capsys.disabled():
-        print(f"\nOf a query of {QUERY}, {len(SEEDS)} seeds: mean (range)\n{'':26}copies          rare images")
-        for name, counts in found.items():
-            copied, rare = (f"{c.mean():.2f} ({c.min()} to {c.max()})" for c in counts)
-            print(f"  {name:24}{copied:16}{rare}")
+    lines = [f"Of a query of {QUERY}, {len(SEEDS)} seeds: mean (range)", f"{'':26}copies          rare images"]
+    for name, counts in found.items():
+        copied, rare = (f"{c.mean():.2f} ({c.min()} to {c.max()})" for c in counts)
+        lines.append(f"  {name:24}{copied:16}{rare}")
+    table(lines)
     assert found["entropy"][0].min() >= QUERY / 2  # the trap is one
     for name in [*DIVERSE, *(f"entropy, {batch}" for batch in BATCHES)]:
         assert wilcoxon(found["entropy"][0] - found[name][0], alternative="greater").pvalue < 0.001, name
