@@ -22,7 +22,8 @@ class Keys:
     Balanced masks: K passes with the same keys and `shift` 0, 1 / K, 2 / K ... drop each element in exactly K p of them
     where that is whole, otherwise in one of the two nearest numbers; each pass by itself is Bernoulli as ever
     (systematic sampling, Madow 1949, https://doi.org/10.1214/aoms/1177729988). `bits` {layer: lanes} then spares all
-    passes but the first the drawing.
+    passes but the first the drawing. The mean of 8 balanced passes has less than .8 of the squared error of 8
+    independent ones (tests/test_inference.py).
     """
 
     def __init__(self):
