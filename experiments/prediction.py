@@ -24,7 +24,7 @@ def settings():
     race = False  # True: few passes for all images, the rest for those that lead after them; batch=top only
     batch = 4  # images at once; changes speed and memory, never the masks or the picks
     compiled = False  # True: torch.compile, a minute or more in each cycle that only pools of thousands pay back
-    precision = "float32"  # or bfloat16, for GPUs: see `check`
+    precision = "float32"  # or bfloat16: half the bits on GPUs, several times slower on most CPUs
     rotation = 10.0  # views of test-time augmentation are turned by up to this many degrees either way
     noise = 0.01  # standard deviation of the noise on such a view, in the units of images in [0, 1]
     flip = False  # True: such a view is mirrored, either way, half of the times
@@ -98,8 +98,9 @@ def moments(passes, ids, needs=()):
         for logits, seen in passes:
             logits = two_sided(logits.float()).contiguous()
             if mean is None:
-                mean, second, votes, logit_sum = (torch.zeros_like(logits) for _ in range(4))
+                mean, second, votes = (torch.zeros_like(logits) for _ in range(3))
                 entropy, count = torch.zeros_like(logits[:, 0]), torch.zeros_like(logits[:, 0])
+                logit_sum = torch.zeros_like(logits) if "mean_logits" in needs else None
             p = last = logits.softmax(1)
             entropies = torch.special.entr(p).sum(1)
             weight = torch.ones_like(count) if seen is None else seen.to(p.dtype)
@@ -110,7 +111,7 @@ def moments(passes, ids, needs=()):
             mean.add_(p)
             second.addcmul_(p, p)
             entropy.add_(entropies)
-            if "mean_logits" in needs:
+            if logit_sum is not None:
                 logit_sum.add_(logits)
         share = 1 / count.clamp_min(1)
         return Prediction(
@@ -121,7 +122,7 @@ def moments(passes, ids, needs=()):
             expected_entropy=entropy.mul_(share),
             count=count,
             valid=count > 0,
-            mean_logits=logit_sum.mul_(share[:, None]) if "mean_logits" in needs else None,
+            mean_logits=None if logit_sum is None else logit_sum.mul_(share[:, None]),
             last=last if "last" in needs else None,
         )
 

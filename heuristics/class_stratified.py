@@ -3,7 +3,8 @@
 Lueth et al. 2026, https://arxiv.org/abs/2601.13677, for nnU-Net's 3-D patches; here a query is a whole image. As in
 the authors' code an image is scored for a class by its mean of entropy x probability of the class, the share is .66,
 and Gumbel noise of scale 1 / beta is added to the logarithms of the scores. What is left of the query goes by plain
-entropy, noised alike. The noise fades exponentially from query to query; how fast is a setting of ours.
+entropy, noised alike. The noise fades exponentially from query to query; how fast is a setting of ours. By probability
+a rare class is found soon only if the model does not suspect it everywhere (tests/test_embeddings.py prints both).
 """
 
 import numpy as np

@@ -2,10 +2,11 @@
 
 Agarwal et al. 2020, https://arxiv.org/abs/2008.05723: an image's confusion is, for each class, the mean predicted
 distribution over the pixels that are predicted so, weighed by entropy; two images are as far apart as the symmetric
-Kullback-Leibler divergences of these distributions, summed over the classes that both show. Greedy k-centre from the
-labelled images on. AL-SEG fills the distributions of absent classes with the float's epsilon and sums over all
-classes, so that a class that only one image shows counts most; the authors' code takes the mean over the shared
-classes and draws the first image at random.
+Kullback-Leibler divergences of these distributions, summed over the classes that both show (the paper's sum is written
+here from memory). Two images that share no class are therefore not apart at all. Greedy k-centre from the labelled
+images on. AL-SEG fills the distributions of absent classes with the float's epsilon and sums over all classes, so that
+a class that only one image shows counts most; the authors' code takes the mean over the shared classes and draws the
+first image at random.
 """
 
 import numpy as np

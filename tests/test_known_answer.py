@@ -1,4 +1,4 @@
-"""Strategies on a pool whose good answer is known, over 20 seeds; the table is printed as the test runs.
+"""Strategies on a pool whose good answer is known, over 20 seeds; the table is shown at the end of the run.
 
 Of 200 images 60 are exact copies: 12 hard images are there 6 times each, and 3 of these are labelled already. 116 are
 an easy majority and 12 of a rare kind, as easy. Features and predictions tell the three kinds apart.
