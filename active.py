@@ -41,6 +41,7 @@ def check(config, components, command):
         if hasattr(component, "check"):
             component.check()
     prediction.check()
+    evaluation.check()
     race = config["prediction"]["race"]
     selection.check(components["heuristic"], components["batch"], asking.reduction(config), race)
     selection.scorers(config["noted"])

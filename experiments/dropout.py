@@ -87,7 +87,8 @@ def keep(lanes, p, shift, dtype):
 
 def splitmix64(keys, count):
     """(B,) int64 keys -> (B, count) int64 uniform bits; the shifts are masked, for int64's own are arithmetic."""
-    z = keys[:, None] * MIX[1] + steps(count, keys.device)
+    known = steps.__wrapped__ if torch.compiler.is_compiling() else steps  # a compiler has no use for the cache
+    z = keys[:, None] * MIX[1] + known(count, keys.device)
     shifted = (z >> 30).bitwise_and_((1 << 34) - 1)
     z.bitwise_xor_(shifted).mul_(MIX[0])
     torch.bitwise_right_shift(z, 27, out=shifted).bitwise_and_((1 << 37) - 1)

@@ -7,6 +7,7 @@ import torch
 from sacred import Ingredient
 
 from experiments import metrics
+from experiments.errors import Refused
 from experiments.prediction import pass_keys, predict, winner
 
 ingredient = Ingredient("evaluation")
@@ -16,7 +17,16 @@ ingredient = Ingredient("evaluation")
 def settings():
     passes = 5  # stochastic passes whose probabilities are averaged; the published setting is 20
     dropout = True  # False: test.* are those of the single deterministic pass
-    batch = 4  # images at once; changes speed and memory only
+    batch = 0  # images at once, 0: as many as suit the device; changes speed and memory only
+
+
+@ingredient.capture
+def check(passes, batch):
+    """Refuse what cannot be counted."""
+    if passes < 1:
+        raise Refused(f"evaluation.passes must be at least 1, not {passes}: evaluation.dropout=False makes none.")
+    if batch < 0:
+        raise Refused(f"evaluation.batch must be at least 1, or 0 for what suits the device, not {batch}.")
 
 
 @ingredient.capture

@@ -6,21 +6,22 @@ from the traced network, not assumed; a network that torch.fx cannot trace is ru
 
 import torch
 
+from experiments import device
 from experiments.dropout import KeyedDropout
 
 
 class Network:
-    """What a model computes; to be made anew when its weights have changed."""
+    """What a model computes; to be made anew when its weights have changed.
 
-    def __init__(self, model, compiled=False, precision="float32"):
-        self.model, self.keys, self.steps = model.eval(), model.dropout_keys, None
-        self.dtype = getattr(torch, precision)
-        split = prepared(model)
-        if split is not None:
-            self.drawn = [n for n in split.graph.nodes if n.op == "output" or n.target == "submod_1"]
-            if compiled:
-                split.submod_1 = torch.compile(split.submod_1)
-            self.steps = torch.fx.Interpreter(split, garbage_collect_values=False)
+    `mc_chunk` passes are made in one step, 0: as many as the device does best at once.
+    """
+
+    def __init__(self, model, compiled=False, precision="float32", mc_chunk=0):
+        self.model, self.keys = model.eval(), model.dropout_keys
+        self.precision, self.mc_chunk = precision, mc_chunk
+        self.prefix, self.rest = halves(model) or (lambda x: (x,), model.forward)
+        if compiled:
+            self.rest = device.compiled_for(next(model.parameters()).device, self.rest)
 
     def __call__(self, x):
         """Logits (B, C, H, W) of one pass without dropout for x (B, channels, H, W)."""
@@ -34,26 +35,35 @@ class Network:
         """
         for hook in self.model._forward_pre_hooks.values():
             (x,) = hook(self.model, (x,))
-        known, rounds = {}, [None] if keys is None else keys.to(x.device)
-        if balanced:
-            self.keys.bits = {}
         try:
-            for k in range(len(rounds)):
-                self.keys.now = rounds[0 if balanced else k]
-                self.keys.shift = k / len(rounds) if balanced else 0.0
-                with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                    logits = self.model.forward(x) if self.steps is None else self.steps.run(x, initial_env=known)
-                yield logits
-                if self.steps is not None:
-                    known = {node: value for node, value in self.steps.env.items() if node not in self.drawn}
+            with device.autocast(x.device, self.precision):
+                known = self.prefix(x)
+            for now, shift, rows in self.steps(x, known, keys, balanced):
+                self.keys.now, self.keys.shift = now, shift
+                with device.autocast(x.device, self.precision):
+                    logits = self.rest(*rows)
+                yield from logits.unflatten(0, (-1, len(x))) if len(logits) > len(x) else [logits]
         finally:
             self.keys.now, self.keys.shift, self.keys.bits = None, 0.0, None
-            if self.steps is not None:
-                self.steps.env = {}
+
+    def steps(self, x, known, keys, balanced):
+        """Yield (keys of the rows, shift of the masks, what `rest` takes) step by step."""
+        if keys is None:
+            yield None, 0.0, known
+        elif balanced:
+            self.keys.bits, keys = {}, keys.to(x.device)
+            for k in range(len(keys)):
+                yield keys[0], k / len(keys), known
+        else:
+            foldable = all(isinstance(value, torch.Tensor) and len(value) == len(x) for value in known)
+            chunk = (self.mc_chunk or device.at_once(x[:, 0].numel(), x.device)) if foldable else 1
+            for part in keys.to(x.device).split(chunk):
+                more = len(part)
+                yield part.flatten(), 0.0, known if more == 1 else [torch.cat([value] * more) for value in known]
 
 
-def prepared(model):
-    """The model as a graph of submod_0, up to the first dropout, and submod_1; None if torch.fx cannot trace it."""
+def halves(model):
+    """(function from x to all that the rest takes, the rest): up to the first dropout; None if it cannot be traced."""
     from torch.fx.passes.split_module import split_module
 
     try:
@@ -62,7 +72,14 @@ def prepared(model):
         return None
     fold(graph)
     drawn = after_dropout(graph)
-    return split_module(graph, graph, lambda node: int(node in drawn))
+    split = split_module(graph, graph, lambda node: int(node in drawn))
+    if not drawn:
+        return lambda x: (split(x),), torch.nn.Identity()
+    (rest,) = (node for node in split.graph.nodes if node.target == "submod_1")
+    split.graph.output_node().args = (rest.args,)
+    split.graph.erase_node(rest)
+    split.recompile()
+    return split, split.submod_1
 
 
 def fold(graph):

@@ -32,6 +32,7 @@ class Eyes:
     balanced: bool = False
     compiled: bool = False
     precision: str = "float32"
+    mc_chunk: int = 0
     needs: tuple = ()
     advance: Callable = lambda pixels: None
     others: dict = field(default_factory=dict)  # models with other weights, by path
@@ -75,7 +76,7 @@ class Eyes:
     def network(self):
         from experiments.inference import Network  # needs torch at once
 
-        return Network(self.model(), self.compiled, self.precision)
+        return Network(self.model(), self.compiled, self.precision, self.mc_chunk)
 
     def _other(self, weights):
         from safetensors import SafetensorError
@@ -123,7 +124,8 @@ class Images:
 
     def images(self):
         """Yield (positions, images (B, H, W, channels) uint8 on the device), every image once."""
-        yield from self._batches()
+        for positions, images in self._batches():
+            yield positions, images.clone()  # a batch of one is the Store's own memory
 
     def predictions(self, source=""):
         """Yield (positions, Prediction), every image once.
@@ -243,8 +245,8 @@ def statistics(x, grid):
 
 
 @ingredient.capture
-def open_pool(store, indices, place, mc_iters, batch, dropout, masks, race, compiled, precision, rotation, noise,
-              flip, model=None, frame=None, layers=None, needs=(), labelled=(), val=None,
+def open_pool(store, indices, place, mc_iters, batch, mc_chunk, dropout, masks, race, compiled, precision, rotation,
+              noise, flip, model=None, frame=None, layers=None, needs=(), labelled=(), val=None,
               advance=lambda pixels: None, **more):  # fmt: skip
     """The Pool of these images of a Store, with its `labelled` ones and those of the Store `val`.
 
@@ -263,6 +265,7 @@ def open_pool(store, indices, place, mc_iters, batch, dropout, masks, race, comp
         balanced=masks == "balanced",
         compiled=compiled,
         precision=precision,
+        mc_chunk=mc_chunk,
         needs=needs,
         advance=advance,
     )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
+from experiments.device import PRECISIONS, check_compiler
 from experiments.errors import Refused
 from experiments.randomness import key
 
@@ -22,21 +23,27 @@ def settings():
     dropout = True  # False: one deterministic pass instead of mc_iters stochastic ones
     masks = "independent"  # or "balanced": a unit is dropped in exactly mc_iters x p of the passes, see dropout.py
     race = False  # True: few passes for all images, the rest for those that lead after them; batch=top only
-    batch = 4  # images at once; changes speed and memory, never the masks or the picks
+    batch = 0  # images at once, 0: as many as suit the device; changes speed and memory, never the masks or the picks
+    mc_chunk = 0  # passes at once of such a batch, likewise; those with balanced masks follow one another
     compiled = False  # True: torch.compile, a minute or more in each cycle that only pools of thousands pay back
-    precision = "float32"  # or bfloat16: half the bits on GPUs, several times slower on most CPUs
+    precision = "auto"  # float32, bfloat16 (BALD moves by about .3 %), or auto: bfloat16 where the device is fast at it
     rotation = 10.0  # views of test-time augmentation are turned by up to this many degrees either way
     noise = 0.01  # standard deviation of the noise on such a view, in the units of images in [0, 1]
     flip = False  # True: such a view is mirrored, either way, half of the times
 
 
 @ingredient.capture
-def check(masks, precision):
-    """Refuse what names nothing."""
-    if precision not in ("float32", "bfloat16"):
-        raise Refused(f"prediction.precision is float32 or bfloat16, not {precision!r}.")
+def check(masks, precision, batch, mc_chunk, compiled):
+    """Refuse what names nothing and what this machine cannot do."""
+    for name, value in (("batch", batch), ("mc_chunk", mc_chunk)):
+        if value < 0:
+            raise Refused(f"prediction.{name} must be at least 1, or 0 for what suits the device, not {value}.")
+    if precision not in PRECISIONS:
+        raise Refused(f"prediction.precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
     if masks not in ("independent", "balanced"):
         raise Refused(f"prediction.masks is independent or balanced, not {masks!r}.")
+    if compiled:
+        check_compiler("prediction.compiled")
 
 
 class Prediction(NamedTuple):
@@ -57,7 +64,7 @@ def predict(model, images, ids, keys=None, needs=(), balanced=False):
     """Reduce the passes of a model or Network over images (B, H, W, channels) uint8 to a Prediction.
 
     `keys` (K, B) int64 makes K stochastic passes; None makes a single deterministic one. A model with one
-    logit is read as foreground against background. A batch that the device cannot hold is halved.
+    logit is read as foreground against background. A batch that the device cannot hold is halved, its passes single.
     """
     from experiments.inference import Network  # needs torch at once
 
@@ -67,11 +74,14 @@ def predict(model, images, ids, keys=None, needs=(), balanced=False):
             passes = network.passes(floats(images), keys, balanced)
             return moments(((logits, None) for logits in passes), ids, needs)
     except torch.OutOfMemoryError as error:
-        if len(ids) == 1:
+        if len(ids) == network.mc_chunk == 1:
             height, width = images.shape[1:3]
             raise Refused(
                 f"One image of {width} x {height} does not fit on {images.device}: use a smaller model."
             ) from error
+    network.mc_chunk = 1
+    if len(ids) == 1:
+        return predict(network, images, ids, keys, needs, balanced)
     middle = len(ids) // 2
     halves = [slice(None, middle), slice(middle, None)]
     return joined(

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from experiments.device import at_once
 from experiments.errors import BadData
 
 IGNORE = 255  # the mask value of pixels that no loss and no metric counts
@@ -133,14 +134,19 @@ class Store:
         for index, mask in zip(indices, opened, strict=True):
             self.mask(index).copy_(torch.from_numpy(mask))
 
-    def batches(self, indices, size):
-        """Yield (indices, images (B, H, W, channels) uint8) of equal size, in order within a size."""
+    def batches(self, indices, size=0):
+        """Yield (indices, images (B, H, W, channels) uint8) of equal size, in order within a size; only to be read.
+
+        At most `size` at once, 0: as many as the device does best at once.
+        """
         by_size = sorted(indices, key=lambda i: (self.sizes[i], i))
-        for _, same in groupby(by_size, key=self.sizes.__getitem__):
+        for (height, width), same in groupby(by_size, key=self.sizes.__getitem__):
             same = list(same)
-            for start in range(0, len(same), size):
-                batch = same[start : start + size]
-                yield batch, torch.stack([self.image(i) for i in batch]).to(self.device)
+            step = size or at_once(height * width, self.device)
+            for start in range(0, len(same), step):
+                batch = same[start : start + step]
+                images = [self.image(i) for i in batch]
+                yield batch, (images[0][None] if len(batch) == 1 else torch.stack(images)).to(self.device)
 
     def _span(self, index):
         return slice(self.starts[index], self.starts[index + 1])

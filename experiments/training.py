@@ -1,13 +1,14 @@
 """Training: the labelled images of a Store, augmented in batches on the device, best weights by validation."""
 
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from sacred import Ingredient
 
 from experiments import augment, metrics
+from experiments.device import PRECISIONS, autocast, check_compiler, compiled_for
 from experiments.errors import Refused
 from experiments.losses import LOSSES
 from experiments.pool import watched
@@ -37,18 +38,21 @@ def settings():
     patience = 0  # validations without a better value before training stops, 0 = never
     warm_start = False  # True: go on from the last cycle's weights instead of the first ones
     precision = "auto"  # float32, bfloat16, or auto: bfloat16 where the device is fast at it
+    compiled = False  # True: torch.compile, minutes once a run; on a GPU the step's kernels are captured, too
     deterministic = False  # True: bitwise equal runs on a GPU too, slower
 
 
 @ingredient.capture
-def check(optimizer, schedule, loss, select_by, precision, epochs, draws, batch, validate_every):
-    """Refuse settings that name nothing, before any work."""
+def check(optimizer, schedule, loss, select_by, precision, compiled, epochs, draws, batch, validate_every):
+    """Refuse settings that name nothing or that this machine cannot do, before any work."""
+    if compiled:
+        check_compiler("trainer.compiled")
     for name, value, known in (
         ("optimizer", optimizer, ["sgd", "adam", "adamw"]),
         ("schedule", schedule, list(SCHEDULES)),
         ("loss", loss, list(LOSSES)),
         ("select_by", select_by, ["loss", "dice", "iou"]),
-        ("precision", precision, ["auto", "float32", "bfloat16"]),
+        ("precision", precision, PRECISIONS),
     ):
         if value not in known:
             raise Refused(f"trainer.{name} is one of {', '.join(known)}, not {value!r}.")
@@ -102,7 +106,8 @@ def begin(model, first, cycle, warm_start):
 
 @ingredient.capture
 def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, validate_every, patience, select_by,
-        precision, strategy=None, pseudo=(), pseudo_crops=1.0, advance=lambda pixels, note="": None):  # fmt: skip
+        precision, compiled, strategy=None, pseudo=(), pseudo_crops=1.0,
+        advance=lambda pixels, note="": None):  # fmt: skip
     """Train `model` on the labelled indices of Store `train`; returns what validation saw at the kept epoch.
 
     Each epoch shows every image `draws` times in steps of at most `batch` crops, and of the `pseudo` labelled ones
@@ -115,7 +120,7 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
     more = min(len(guessed), round(pseudo_crops * len(known)))
     steps = math.ceil((len(known) + more) / batch)
     optimizer, scheduler = make_optimizer(model, steps_per_epoch=steps)
-    cast = autocast(train.device, precision)
+    forward = compiled_for(train.device, model) if compiled else model
     best = Best(strategy.trained(model) if strategy else model, select_by, patience)
     paths = strategy.paths if strategy else []
     for epoch in range(epochs):
@@ -135,8 +140,8 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             x = augment.colour(images, inside, drawn["factors"])
             model.dropout_keys.now = keys[now]
             with explained(f"{len(x)} crop(s) of {width} x {height}", x.device):
-                with cast(), watched(model, paths) as maps:
-                    logits = model(x)
+                with autocast(x.device, precision), watched(model, paths) as maps:
+                    logits = forward(x)
                 losses = objective(two_sided(logits.float()), masks)
                 value = losses.mean()
                 if strategy:
@@ -209,7 +214,7 @@ def validate(model, store, objective, advance):
     from experiments.inference import Network  # needs torch at once
 
     network, losses, counted = Network(model), [], []
-    for members, images in store.batches(range(len(store)), 4):
+    for members, images in store.batches(range(len(store))):
         masks = torch.stack([store.mask(i) for i in members]).to(images.device)
         prediction = predict(network, images, [store.ids[i] for i in members], needs=("mean_logits",))
         losses.append(objective(prediction.mean_logits, masks))
@@ -249,11 +254,3 @@ class Best:
         if self.kept is not None:
             self.model.load_state_dict(self.kept)
         return self.seen
-
-
-def autocast(device, precision):
-    """A context that computes in bfloat16 where asked, or where "auto" finds a device that is fast at it."""
-    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    if precision == "bfloat16" or (precision == "auto" and fast):
-        return lambda: torch.autocast(device.type, torch.bfloat16)
-    return nullcontext

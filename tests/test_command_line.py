@@ -44,6 +44,11 @@ REFUSALS = [
     (["label="], ["label"]),
     (["checkpoint=first"], ["checkpoint", "last, all, none"]),
     (["trainer.loss=dise"], ["trainer.loss", "'dise'", "dice"]),
+    (["prediction.batch=-1"], ["prediction.batch", "at least 1, or 0", "-1"]),
+    (["prediction.mc_chunk=-2"], ["prediction.mc_chunk", "-2"]),
+    (["prediction.precision=float16"], ["prediction.precision", "auto, float32, bfloat16", "'float16'"]),
+    (["evaluation.passes=0"], ["evaluation.passes", "evaluation.dropout=False"]),
+    (["evaluation.batch=-1"], ["evaluation.batch", "-1"]),
     (["bald.reduction=median"], ["reduction", "'median'", "max"]),
 ]
 

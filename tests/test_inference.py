@@ -9,9 +9,9 @@ import torch
 from test_prediction import PLACE, make_model, make_pool, make_store
 from torch import nn
 
-from experiments import dropout, selection
+from experiments import device, dropout, selection
 from experiments.errors import Refused
-from experiments.inference import Network, prepared
+from experiments.inference import Network, halves
 from experiments.prediction import pass_keys, predict, winner
 from experiments.training import finish
 from heuristics import bald, entropy, expected_entropy
@@ -62,8 +62,8 @@ def test_passes_are_those_of_the_model_itself(x):
 def test_no_batch_norm_is_left_and_the_model_keeps_its_own():
     model = trained(make_model()[0])
     before = copy.deepcopy(model.state_dict())
-    split = prepared(model)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in split.modules())
+    parts = halves(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for part in parts for module in part.modules())
     assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == 32
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -115,12 +115,76 @@ class Certain(nn.Module):
 def test_a_model_that_cannot_be_traced_or_has_no_dropout_is_run_all_the_same(x, make):
     torch.manual_seed(0)
     model, _ = finish(make(), (0.0,) * 3, (1.0,) * 3, CPU)
-    assert (prepared(model) is None) == (make is Untraceable)
+    assert (halves(model) is None) == (make is Untraceable)
     keys = pass_keys(PLACE, "score", "ab", 3)
     with torch.inference_mode():
         ours = torch.stack(list(Network(model).passes(x, keys)))
     torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))))
     assert (ours.std(0).max() > 0) == (make is Untraceable)
+
+
+@pytest.mark.parametrize(("chunk", "rows"), [(1, [2] * 7), (3, [6, 6, 2]), (7, [14]), (50, [14]), (0, [14])])
+def test_passes_of_one_step_are_those_of_many(x, chunk, rows):
+    model = trained(make_model()[0])
+    network, keys, seen = Network(model, mc_chunk=chunk), pass_keys(PLACE, "score", "ab", 7), []
+    rest = network.rest
+    network.rest = lambda *known: seen.append(len(known[0])) or rest(*known)
+    with torch.inference_mode():
+        ours = torch.stack(list(network.passes(x, keys)))
+    theirs = torch.stack(list(module_by_module(model, x, keys)))
+    assert seen == rows and theirs.std(0).max() > 0.1
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_balanced_passes_follow_one_another(x):
+    model = trained(make_model()[0])
+    network, seen = Network(model, mc_chunk=5), []
+    rest = network.rest
+    network.rest = lambda *known: seen.append(len(known[0])) or rest(*known)
+    with torch.inference_mode():
+        assert len(list(network.passes(x, pass_keys(PLACE, "score", "ab", 4), balanced=True))) == 4
+    assert seen == [2] * 4
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own
+def test_compiled_passes_are_those_of_the_model_itself(x):
+    """With a small network, for compiling the U-Net takes minutes."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Dropout(0.2), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    model, _ = finish(plain, (0.0,) * 3, (1.0,) * 3, CPU)
+    keys = pass_keys(PLACE, "score", "ab", 4)
+    with torch.inference_mode():
+        ours = torch.stack(list(Network(model, compiled=True).passes(x, keys)))
+        balanced = torch.stack(list(Network(model, compiled=True).passes(x, keys, balanced=True)))
+        expected = torch.stack(list(Network(model).passes(x, keys, balanced=True)))
+    torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(balanced, expected, atol=1e-5, rtol=1e-5)
+    assert ours.std(0).max() > 0 and balanced.std(0).max() > 0
+
+
+def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch):
+    device.check_compiler("trainer.compiled")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(Refused, match="trainer.compiled=True takes a C.. compiler"):
+        device.check_compiler("trainer.compiled")
+
+
+class Counted(Branches):
+    """What follows the dropout needs to know how many rows there were before it."""
+
+    def forward(self, x):
+        y = self.beside(x)
+        rows = y.shape[0]
+        return self.after(self.dropout(y).reshape(rows, 4, *x.shape[2:]))
+
+
+def test_passes_are_not_folded_where_the_rest_takes_other_than_rows(x):
+    model, _ = finish(Counted(), (0.0,) * 3, (1.0,) * 3, CPU)
+    keys = pass_keys(PLACE, "score", "ab", 5)
+    with torch.inference_mode():
+        ours = torch.stack(list(Network(model).passes(x, keys)))
+    torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))))
+    assert ours.std(0).max() > 0
 
 
 def test_the_models_normalisation_is_not_lost(x):
@@ -147,21 +211,21 @@ def test_the_winner_is_argmax():
 
 
 @pytest.mark.parametrize("room", [1, 2, 4])
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(room, monkeypatch):
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(room):
     model, ids = make_model()[0], ["a", "b", "c", "d", "e"]
     images = torch.randint(256, (5, 24, 20, 3), dtype=torch.uint8)
-    keys, passes, sizes = pass_keys(PLACE, "score", ids, 3), Network.passes, []
+    keys, network, sizes = pass_keys(PLACE, "score", ids, 3), Network(model), []
+    whole, rest = predict(network, images, ids, keys, needs=("last",)), network.rest
 
-    def cramped(self, x, keys, balanced=False):
-        sizes.append(len(x))
-        if len(x) > room:
+    def cramped(*known):
+        sizes.append(len(known[0]))
+        if sizes[-1] > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        yield from passes(self, x, keys, balanced)
+        return rest(*known)
 
-    whole = predict(model, images, ids, keys, needs=("last",))
-    monkeypatch.setattr(Network, "passes", cramped)
-    parts = predict(model, images, ids, keys, needs=("last",))
-    assert max(size for size in sizes if size <= room) == min(room, 3) and parts.ids == ids
+    network.rest = cramped
+    parts = predict(network, images, ids, keys, needs=("last",))
+    assert sizes[0] == 15 and max(size for size in sizes if size <= room) == min(room, 3) and parts.ids == ids
     for ours, theirs in zip(parts[1:], whole[1:], strict=True):
         assert theirs is ours is None or torch.allclose(ours.float(), theirs.float(), atol=1e-5)
 

@@ -1,5 +1,6 @@
 """Training learns, repeats bitwise, keeps what validation says is best, and refuses what cannot work."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -187,6 +188,23 @@ def test_bfloat16_trains_float32_weights(settings):
     assert {t.dtype for t in half.values() if t.is_floating_point()} == {torch.float32}
     assert all(t.isfinite().all() for t in half.values())
     assert not same(half, trained(settings))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own
+def test_a_compiled_step_is_the_step_itself(settings):
+    """With a small network, for compiling the U-Net takes minutes."""
+    layers = [torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Dropout(0.5)]
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(*layers, torch.nn.Conv2d(4, 2, 1))
+    found = []
+    for compiled in (False, True):
+        settings(optimizer="sgd", lr=0.1, compiled=compiled)
+        model, first = training.finish(copy.deepcopy(network), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
+        fit(model, make_store([0, 1, 2]), make_store([8]), labelled=(0, 1, 2))
+        found.append(weights(model))
+    assert not same(found[0], first)
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(found[1][name], tensor, atol=1e-4, rtol=1e-4)
 
 
 def test_only_labelled_images_teach(settings):

@@ -16,7 +16,7 @@ OPTIONS = {
     "size": (32, "pixels a side of an image"),
     "width": (4, "of the U-Net"),
     "passes": (2, "of MC dropout"),
-    "batch": (64, "images at once, as prediction.batch: small images want many"),
+    "batch": (0, "images at once, as prediction.batch: 0 is what suits the device"),
     "small": (1_000, "images of the smallest pool; there is one of ten times as many"),
     "largest": (False, "also a pool of a hundred times as many"),
 }

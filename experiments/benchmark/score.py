@@ -19,7 +19,7 @@ OPTIONS = {
     "size": (256, "pixels a side of an image"),
     "width": (16, "of the U-Net"),
     "passes": (20, "of MC dropout"),
-    "batch": (4, "images at once, as prediction.batch"),
+    "batch": (0, "images at once, as prediction.batch: 0 is what suits the device"),
     "compiled": (False, "also with torch.compile, which takes minutes to compile"),
     "memory": (False, "also peak memory, in processes of their own"),
     "race": (False, "also a race with balanced masks on a trained model, with its recall; takes half an hour"),

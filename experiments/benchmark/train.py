@@ -15,6 +15,7 @@ OPTIONS = {
     "size": (256, "pixels a side of a crop; images have a quarter more"),
     "width": (16, "of the U-Net"),
     "narrow": (4, "width of a second U-Net, with which the host weighs more"),
+    "compiled": (False, "also with torch.compile, which takes minutes to compile"),
 }
 SETTINGS = {"optimizer": "sgd", "lr": 0.01, "loss": "linear", "schedule": "step", "precision": "float32"}
 
@@ -48,8 +49,8 @@ def variants(width, options, device):
     with work.configured(training.ingredient, **SETTINGS):
         optimizer, _ = training.make_optimizer(bare_model, steps_per_epoch=steps)
 
-    def fit():
-        own = {"epochs": 1, "draws": options.draws, "batch": batch}
+    def fit(compiled=False):
+        own = {"epochs": 1, "draws": options.draws, "batch": batch, "compiled": compiled}
         with work.configured(training.ingredient, **SETTINGS, **own), work.configured(augment.ingredient):
             training.fit(model, store, list(range(len(store))), None, work.PLACE, crop)
 
@@ -65,21 +66,28 @@ def variants(width, options, device):
     def baselines():
         peers.baselines_fit(dropping, pictures, [], 1, options.draws, batch, crop, device)
 
-    return {
+    found = {
         "convolution": timing.convolution(device),
         "AskMask": (fit, count),
         "bare step": (bare, steps * batch),
         "baselines": (baselines, count),
     }
+    return found | ({"AskMask compiled": (lambda: fit(compiled=True), count)} if options.compiled else {})
 
 
 def rows_of(times, width, options):
     ours, bare, theirs = times["AskMask"], times["bare step"], times["baselines"]
     wide = width == options.width
+    compiled = [
+        timing.ratio(f"width {width}, AskMask compiled faster than {who}", than, times["AskMask compiled"])
+        for who, than in (("AskMask", ours), ("baselines", theirs))
+        if "AskMask compiled" in times
+    ]
     return [
         timing.rate("3 x 3 convolution, 64 channels", times["convolution"], "GFLOP/s"),
         *(timing.seconds(f"width {width}, {name}: a crop", times[name]) for name in times if name != "convolution"),
         *(timing.memory_rows({f"width {width}, {name}": times[name] for name in times})),
         timing.ratio(f"width {width}, bare step / AskMask", bare, ours, ">= 0.95" if wide else ""),
         timing.ratio(f"width {width}, AskMask faster than baselines", theirs, ours, ">= 1.2" if wide else ""),
+        *compiled,
     ]

@@ -1,0 +1,39 @@
+"""What suits a device: how much at once, in which precision, compiled or not."""
+
+import os
+from contextlib import nullcontext
+from shutil import which
+
+import torch
+
+from experiments.errors import Refused
+
+AT_ONCE = {"cpu": 2**16, "cuda": 2**22}  # pixels in a step of a U-Net: more do not make a CPU faster (measured)
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+
+def at_once(pixels, device):
+    """How many images or passes of so many pixels suit the device in one step."""
+    return max(1, AT_ONCE.get(device.type, 2**20) // pixels)
+
+
+def autocast(device, precision):
+    """A context that computes in bfloat16 where asked, or where "auto" finds a device that is fast at it."""
+    if precision == "bfloat16" or (precision == "auto" and fast_at_bfloat16(device)):
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def fast_at_bfloat16(device):
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def compiled_for(device, function):
+    """torch.compile of a function or module; on a GPU its kernels are captured in CUDA graphs, too."""
+    return torch.compile(function, mode="reduce-overhead" if device.type == "cuda" else "default")
+
+
+def check_compiler(setting):
+    """Raise Refused unless there is a compiler for what torch.compile writes."""
+    if not any(map(which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise Refused(f"{setting}=True takes a C++ compiler, and none is on the PATH: install g++ or leave it out.")
