@@ -70,7 +70,7 @@ def crops(store, indices, parameters, height, width):
 
 def inside(store, indices, parameters, height, width):
     """(B, height, width) bool, False where `crops` pads; None when no image of the store needs it."""
-    if all(h >= height and w >= width for h, w in store.sizes):
+    if store.least[0] >= height and store.least[1] >= width:
         return None
     rows, columns = (_plane(*axis, height, width) for axis in _read(parameters, height, width))
     heights, widths = store.heights[indices], store.widths[indices]

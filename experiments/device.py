@@ -33,6 +33,11 @@ def compiled_for(device, function):
     return torch.compile(function, mode="reduce-overhead" if device.type == "cuda" else "default")
 
 
+def packs(device):
+    """Whether torch has oneDNN's convolutions with weights laid out beforehand, which torch.compile uses, too."""
+    return device.type == "cpu" and hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
+
+
 def check_compiler(setting):
     """Raise Refused unless there is a compiler for what torch.compile writes."""
     if not any(map(which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):

@@ -19,9 +19,11 @@ class Network:
     def __init__(self, model, compiled=False, precision="float32", mc_chunk=0):
         self.model, self.keys = model.eval(), model.dropout_keys
         self.precision, self.mc_chunk = precision, mc_chunk
-        self.prefix, self.rest = halves(model) or (lambda x: (x,), model.forward)
+        place = next(model.parameters(), torch.empty(0)).device
+        packed = device.packs(place) and precision != "bfloat16" and not compiled
+        self.prefix, self.rest = halves(model, packed) or (lambda x: (x,), model.forward)
         if compiled:
-            self.rest = device.compiled_for(next(model.parameters()).device, self.rest)
+            self.rest = device.compiled_for(place, self.rest)
 
     def __call__(self, x):
         """Logits (B, C, H, W) of one pass without dropout for x (B, channels, H, W)."""
@@ -62,7 +64,7 @@ class Network:
                 yield part.flatten(), 0.0, known if more == 1 else [torch.cat([value] * more) for value in known]
 
 
-def halves(model):
+def halves(model, packed=False):
     """(function from x to all that the rest takes, the rest): up to the first dropout; None if it cannot be traced."""
     from torch.fx.passes.split_module import split_module
 
@@ -71,6 +73,8 @@ def halves(model):
     except Exception:  # whatever a network's own code raises when it is given proxies instead of tensors
         return None
     fold(graph)
+    if packed:
+        pack(graph)
     drawn = after_dropout(graph)
     split = split_module(graph, graph, lambda node: int(node in drawn))
     if not drawn:
@@ -95,6 +99,37 @@ def fold(graph):
                 node.replace_all_uses_with(source)
                 graph.graph.erase_node(node)
     graph.recompile()
+
+
+def pack(graph):
+    """Replace, in place, each convolution, with the ReLU that alone reads it, by a Packed one."""
+    modules = dict(graph.named_modules())
+    for node in list(graph.graph.nodes):
+        conv = modules[node.target] if node.op == "call_module" else None
+        if type(conv) is torch.nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+            reader = next(iter(node.users))
+            relu = reader.op == "call_module" and type(modules[reader.target]) is torch.nn.ReLU and len(node.users) == 1
+            graph.set_submodule(node.target, Packed(conv, "relu" if relu else "none"))
+            if relu:
+                reader.replace_all_uses_with(node)
+                graph.graph.erase_node(reader)
+    graph.recompile()
+
+
+class Packed(torch.nn.Module):
+    """A convolution whose weights lie as oneDNN wants them: otherwise they are laid out anew in each pass."""
+
+    def __init__(self, conv, after):
+        super().__init__()
+        self.weight, self.bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
+        self.shape = conv.padding, conv.stride, conv.dilation, conv.groups
+        self.after, self.laid_out = after, False
+
+    def forward(self, x):
+        if not self.laid_out:
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.shape, x.shape)
+            self.laid_out = True
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.shape, self.after, [None], "")
 
 
 class Tracer(torch.fx.Tracer):

@@ -111,6 +111,7 @@ class Store:
         images = tqdm(ahead(split), "reading images", len(split), leave=False, disable=None, delay=1)
         self.pixels, sizes, self.fingerprint = _flat(images, self.device, memory)
         self.sizes = sizes
+        self.least = tuple(map(min, zip(*sizes, strict=True)))  # height and width that every image has
         self.starts = [0, *accumulate(h * w for h, w in sizes)]
         place = self.pixels.device
         self.heights, self.widths = torch.tensor(sizes, device=place).T

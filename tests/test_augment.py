@@ -33,6 +33,7 @@ def make_store(sizes):
         heights=heights.contiguous(),
         widths=widths.contiguous(),
         sizes=list(sizes),
+        least=tuple(map(min, zip(*sizes, strict=True))),
     )
     return store, images, masks
 

@@ -17,7 +17,7 @@ from experiments.store import Store
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 TINY = {
-    "score": "--images 2 --size 32 --width 1 --passes 3 --rounds 1 "
+    "score": "--images 2 --size 32 --width 1 --passes 3 --rounds 1 --bfloat16 "
     "--race --pool 8 --query 2 --side 32 --trials 1 --epochs 1",
     "train": "--images 2 --size 32 --width 2 --narrow 1 --draws 2 --batch 2 --rounds 1",
     "items": "--images 2 --height 40 --width 60 --crop 32 --rounds 1",
@@ -52,6 +52,15 @@ def test_seconds_and_rates_of_a_unit():
     assert timing.seconds("x", times)[1:6] == (4, "s", 2, 5, 2)
     assert timing.rate("x", times, "GB/s")[1:6] == (1 / 4, "GB/s", 1 / 5, 1 / 2, 1 / 2)
     assert timing.together(times, times[::-1]) == [Time(7, 3), Time(8, 16), Time(7, 3)]
+
+
+def test_arithmetic_is_counted_and_set_against_the_peak():
+    layer = torch.nn.Conv2d(3, 5, 3, padding=1)
+    assert timing.gflop(layer, torch.zeros(2, 3, 16, 16)) * 1e9 == 2 * (2 * 16 * 16) * (3 * 5 * 9)
+    run, work = timing.product(torch.device("cpu"), "bfloat16")
+    assert run().shape == (1024, 1024) and run().dtype == torch.bfloat16 and work * 1e9 == 2 * 1024**3
+    row = timing.share("x", 6, [Time(2, 3), Time(4, 8)], [Time(0.1, 0.2), Time(0.5, 0.4)])
+    assert (row.low, row.high, row.cpu) == pytest.approx((6 * 0.1 / 2, 6 * 0.5 / 4, (6 * 0.2 / 3 + 6 * 0.4 / 8) / 2))
 
 
 def test_rounds_divide_by_units_and_shuffle(monkeypatch):
@@ -225,7 +234,7 @@ def test_table_and_figure(tmp_path, capsys):
         ("items", "image: Store faster than PNG", ">= 50"),
         ("select", "k-centre faster than the full matrix, N = 200", ">= 30"),
         ("cycle", "AskMask faster than baselines: the whole cycle", ">= 1.25"),
-        ("scale", "N = 100: memory", ""),
+        ("scale", "N = 1,000: memory", ""),
     ],
 )
 def test_command(command, row, target, capsys, monkeypatch):

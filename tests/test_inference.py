@@ -68,6 +68,37 @@ def test_no_batch_norm_is_left_and_the_model_keeps_its_own():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+class Odd(nn.Module):
+    """Convolutions of every kind: with a reader beside its ReLU, in groups, dilated, padded by name or mirror."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.relu, self.dropout = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Dropout(0.3)
+        self.shared = nn.Conv2d(8, 8, 3, 1, padding=2, dilation=2, groups=4, bias=False)
+        self.named = nn.Conv2d(8, 8, 3, padding="same")
+        self.mirrored = nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect")
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = self.dropout(self.relu(self.first(x)))
+        y = self.norm(self.shared(x))
+        return self.head(self.mirrored(self.relu(y)) + self.named(y))
+
+
+def test_packed_convolutions_are_those_of_the_model_at_every_size():
+    torch.manual_seed(0)
+    model, _ = finish(trained(Odd()), (0.0,) * 3, (1.0,) * 3, CPU)
+    network, keys = Network(model), pass_keys(PLACE, "score", "ab", 3)
+    kinds = {type(module).__name__ for module in network.rest.modules()}
+    assert device.packs(CPU) and {"Packed", "Conv2d"} <= kinds and "BatchNorm2d" not in kinds
+    with torch.inference_mode():
+        for size in ((24, 20), (33, 48), (24, 20)):
+            x = torch.rand(2, 3, *size).to(memory_format=torch.channels_last)
+            ours = torch.stack(list(network.passes(x, keys)))
+            torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))), atol=1e-5, rtol=1e-5)
+            assert ours.std(0).max() > 0
+
+
 class Counting(nn.Module):
     calls = 0
 

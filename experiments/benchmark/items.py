@@ -47,7 +47,7 @@ def run(options, device):
     ]
     return rows, [
         f"{n} images of {options.width} x {options.height} and their masks; crops of {options.crop}; {options.rounds} "
-        "rounds. The baselines' images are decoded beforehand too."
+        "rounds. An image from the Store is the Store's own memory, as scoring sees it. The baselines' are decoded too."
     ]
 
 

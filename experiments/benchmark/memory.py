@@ -10,7 +10,7 @@ from experiments.inference import Network
 NOTE = (
     "Memory: what scoring adds to a process of its own, at its peak, over the images, the network, which is a 1 x 1 "
     "convolution with dropout, and the code, loaded by scoring one image of 8 x 8 before. K passes over N images of "
-    "{size} x {size}, batch {batch}. Where it says `freed blocks kept` glibc is as it comes and keeps large freed ones "
+    "{size} x {size}. Where it says `freed blocks kept` glibc is as it comes and keeps large freed ones "
     "for later; elsewhere it gives them back at once, so that only what is in use counts."
 )
 
@@ -20,22 +20,19 @@ def run(options, device):
     cpu, size, batch = torch.device("cpu"), options.size, options.batch
     rows = []
     for keep, how in ((False, ""), (True, ", freed blocks kept")):
-        few, many, same, single = (
-            timing.peak_of(askmask, k, n, size, b, cpu, keep=keep)[1]
-            for k, n, b in ((5, 8, batch), (100, 64, batch), (20, 64, batch), (20, 64, 1))
+        few, many, same = (
+            timing.peak_of(askmask, k, n, size, batch, cpu, keep=keep)[1] for k, n in ((5, 8), (100, 64), (20, 64))
         )
         stacked = timing.peak_of(baal, 20, 64, size, cpu, keep=keep)[1]
         rows += [
             Row(f"memory of AskMask, K = 5, N = 8{how}", few, "MiB"),
             Row(f"memory of AskMask, K = 100, N = 64{how}", many, "MiB"),
             Row(f"memory of AskMask, K = 20, N = 64{how}", same, "MiB"),
-            Row(f"memory of AskMask, K = 20, N = 64, batch 1{how}", single, "MiB"),
-            Row(f"memory of baal, K = 20, N = 64, batch 1{how}", stacked, "MiB"),
+            Row(f"memory of baal, K = 20, N = 64{how}", stacked, "MiB"),
             Row(f"memory, K = 100 and N = 64 / K = 5 and N = 8{how}", many / few, "x", target="<= 1.1"),
             Row(f"memory, AskMask / baal, K = 20, N = 64{how}", same / stacked, "x", target="<= 0.01"),
-            Row(f"memory, AskMask / baal, both batch 1{how}", single / stacked, "x", target="<= 0.01"),
         ]
-    return rows, [NOTE.format(size=size, batch=batch)]
+    return rows, [NOTE.format(size=size)]
 
 
 def trivial():

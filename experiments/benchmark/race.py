@@ -12,28 +12,32 @@ from heuristics import bald
 from heuristics.batches.top import ranking
 
 REFERENCE = 100  # passes
+BAAL = 4  # images that baal scores in a round: its time grows with their number, a race must see its whole pool
 NOTE = (
-    "Race: {pool} drawn images of {side} x {side}, {query} looked for, a model trained for {epochs} epochs. A miss is "
-    "an image that all {passes} passes over the whole pool, with the same masks, put among the best {query} and the "
-    "race did not. For comparison: how many of the best {query} of {reference} independent passes does one scoring by "
-    "{passes} independent passes find?"
+    "Race: {pool} drawn images, {query} looked for, a model trained for {epochs} epochs; timed on images of {size} x "
+    "{size}, its picks compared on images of {side} x {side}. A miss is an image that all {passes} passes over the "
+    "whole pool, with the same masks, put among the best {query} and the race did not. For comparison: how many of the "
+    "best {query} of {reference} independent passes does one scoring by {passes} independent passes find?"
 )
 
 
 def run(options, device):
     """(rows, notes)."""
-    n, k, query = options.pool, options.passes, options.query
-    pairs = work.draw(n, options.side, options.side, seed=1)
-    store = work.store_of(pairs, device)
+    k, query = options.passes, options.query
     plain, model = trained(options, device)
-    network = Network(model)
-    dropping, dataset = peers.always_dropping(plain).eval(), peers.tensors(image for image, _ in pairs)
+    network, stores = Network(model), {}
+    for side in (options.size, options.side):
+        stores[side] = work.store_of(work.draw(options.pool, side, side, seed=1), device)
+    dropping = peers.always_dropping(plain).eval()
+    large = stores[options.size]
+    theirs = peers.tensors(large.image(i).cpu().numpy() for i in range(min(BAAL, options.pool)))
 
-    def pool(trial, masks="balanced", passes=k):
-        return work.pool_of(store, network, passes, (*work.PLACE[:2], trial), batch=options.batch, masks=masks)
+    def pool(trial, masks="balanced", passes=k, side=options.side):
+        place = (*work.PLACE[:2], trial)
+        return work.pool_of(stores[side], network, passes, place, batch=options.batch, masks=masks)
 
-    def raced(trial):
-        picked = selection.run_race(bald, opened := pool(trial), query, "mean")[0]
+    def raced(trial, side=options.side):
+        picked = selection.run_race(bald, opened := pool(trial, side=side), query, "mean")[0]
         started = opened.passes.min()
         return picked, np.where(opened.passes > started, opened.passes + started, started).mean()
 
@@ -43,8 +47,8 @@ def run(options, device):
 
     times = timing.rounds(
         {
-            "race": (lambda: raced(0), n),
-            "baal": (lambda: peers.baal_scores(dropping, dataset, k, device, **peers.MODES["baal"]), n),
+            "race": (lambda: raced(0, options.size), options.pool),
+            "baal": (lambda: peers.baal_scores(dropping, theirs, k, device, **peers.MODES["baal"]), len(theirs)),
         },
         max(1, options.rounds // 2),
         device,
@@ -69,7 +73,7 @@ def run(options, device):
             target=">= 0.97"),
         Row(f"for comparison: recall of {k} passes", float(np.mean(few)), "", min(few), max(few)),
     ]  # fmt: skip
-    names = {name: getattr(options, name) for name in ("pool", "side", "query", "passes", "epochs")}
+    names = {name: getattr(options, name) for name in ("pool", "size", "side", "query", "passes", "epochs")}
     note = NOTE.format(**names, reference=REFERENCE)
     return rows, [note + " " + ("; ".join(misses) or "Nothing was missed") + "."]
 

@@ -17,15 +17,14 @@ OPTIONS = {
     "width": (4, "of the U-Net"),
     "passes": (2, "of MC dropout"),
     "batch": (0, "images at once, as prediction.batch: 0 is what suits the device"),
-    "small": (1_000, "images of the smallest pool; there is one of ten times as many"),
-    "largest": (False, "also a pool of a hundred times as many"),
+    "small": (1_000, "images of the smallest pool; there is one of ten and one of a hundred times as many"),
 }
 FILES = 256  # different PNG files; the pool shows them again and again under other ids
 
 
 def run(options, device):
     """(rows, notes)."""
-    counts = [options.small, 10 * options.small] + [100 * options.small] * options.largest
+    counts = [options.small, 10 * options.small, 100 * options.small]
     with tempfile.TemporaryDirectory() as folder:
         items.write(folder, work.draw(min(FILES, options.small), options.size, options.size))
         arguments = (folder, options.width, options.passes, options.batch, str(device))
@@ -69,7 +68,8 @@ def extrapolated(found, options):
         f"Memory is what a process adds to its imports and network. From {fewer:,} to {more:,} images it grew by "
         f"{slope * 1024:.1f} KiB an image, of which {held * 1024:.1f} KiB are its pixels and its mask, uint8; the rest "
         "are its id, its place in lists and what loading holds twice for a moment. Nothing else depends on the number "
-        f"of images, so 10^6 would take {high + slope * (1e6 - more):,.0f} MiB in RAM (images that need more than half "
-        f"of the machine's lie in a memory-mapped file instead), {minutes[0]:.1f} minutes to load and {minutes[1]:.1f} "
-        f"to score, as each image costs the same: {more / loading:,.0f} and {more / scoring:,.0f} images a second."
+        f"of images, so 10^6 would take {high + slope * (1e6 - more):,.0f} MiB in RAM (images that need more than a "
+        f"quarter of the machine's lie in a memory-mapped file instead), {minutes[0]:.1f} minutes to load and "
+        f"{minutes[1]:.1f} to score, as each image costs the same: {more / loading:,.0f} and {more / scoring:,.0f} "
+        "images a second."
     )

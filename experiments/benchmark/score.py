@@ -1,6 +1,7 @@
 """Scoring a pool by BALD: AskMask beside baal in its modes and the published baselines, on one U-Net."""
 
 from contextlib import contextmanager
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -21,16 +22,18 @@ OPTIONS = {
     "passes": (20, "of MC dropout"),
     "batch": (0, "images at once, as prediction.batch: 0 is what suits the device"),
     "compiled": (False, "also with torch.compile, which takes minutes to compile"),
+    "bfloat16": (False, "also in bfloat16, for GPUs"),
     "memory": (False, "also peak memory, in processes of their own"),
-    "race": (False, "also a race with balanced masks on a trained model, with its recall; takes half an hour"),
+    "race": (False, "also a race with balanced masks on a trained model, with its recall; takes most of an hour"),
     "pool": (200, "images of the race's pool"),
     "query": (10, "images that the race looks for"),
-    "side": (64, "pixels a side of an image in the race"),
+    "side": (64, "pixels a side of an image where the race's picks are compared"),
     "trials": (20, "of the race, each with other masks"),
     "epochs": (25, "of training before the race, on 64 drawn images"),
 }
 FORWARDS = 4  # of an image in a round, for the yardsticks
 TOLERANCE = 1e-6  # of BALD in nats
+ROUNDING = 0.02  # of bfloat16: its BALD may be off by this part of the largest
 
 
 def run(options, device):
@@ -38,10 +41,11 @@ def run(options, device):
     pairs = work.draw(options.images, options.size, options.size)
     store = work.store_of(pairs, device)
     plain, model = work.models(options.width, device)
-    networks = {"": Network(model)} | ({" compiled": Network(model, compiled=True)} if options.compiled else {})
+    networks = networks_of(model, options)
     gate(plain, networks, pairs, store, options, device)
     times = timing.rounds(variants(plain, networks, pairs, store, options, device), options.rounds, device)
-    rows, notes = rows_of(times, options), [settings_note(options)]
+    arithmetic = timing.gflop(plain, torch.zeros(1, 3, options.size, options.size, device=device))
+    rows, notes = rows_of(times, arithmetic, options), [settings_note(options)]
     for part, asked in ((memory, options.memory), (race, options.race)):
         if asked:
             more, said = part.run(options, device)
@@ -49,11 +53,23 @@ def run(options, device):
     return rows, notes
 
 
+def networks_of(model, options):
+    """{what to add to AskMask's name: Network}."""
+    found = {}
+    for compiled in (False, True)[: 1 + options.compiled]:
+        for precision in ("float32", "bfloat16")[: 1 + options.bfloat16]:
+            name = " compiled" * compiled + " bfloat16" * (precision == "bfloat16")
+            found[name] = Network(model, compiled, precision)
+    return found
+
+
 def settings_note(options):
+    rounded = f", in bfloat16 within {ROUNDING:.0%} of the largest" * options.bfloat16
     return (
         f"{options.images} images of {options.size} x {options.size}, U-Net of width {options.width}, "
         f"{options.passes} passes, {options.rounds} rounds. BALD of every variant was that of baal within "
-        f"{TOLERANCE:g} nats on the same masks. A forward is one stochastic pass of one image by the plain module."
+        f"{TOLERANCE:g} nats on the same masks{rounded}. A forward is one stochastic pass of one image by the plain "
+        "module."
     )
 
 
@@ -63,7 +79,12 @@ def askmask(pool):
 
 
 def gate(plain, networks, pairs, store, options, device):
-    """Raise Refused unless all score the same as baal's generator on the same masks."""
+    """Raise Refused unless all score the same as baal's generator on the same masks; without a GPU's TensorFloat-32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        compare(plain, networks, pairs, store, options, device)
+
+
+def compare(plain, networks, pairs, store, options, device):
     ids, k = store.ids, options.passes
     keys = pass_keys(work.PLACE, "score", ids, k).to(device)
     images = peers.tensors(image for image, _ in pairs)
@@ -86,7 +107,7 @@ def gate(plain, networks, pairs, store, options, device):
 def agree(right, found):
     for name, scores in found.items():
         difference = np.abs(np.asarray(scores) - right).max()
-        if not difference <= TOLERANCE:
+        if not difference <= (ROUNDING * np.max(right) if "bfloat16" in name else TOLERANCE):
             raise Refused(f"BALD of {name} is {difference:.1e} away from baal's on the same masks: nothing is timed.")
 
 
@@ -152,6 +173,7 @@ def variants(plain, networks, pairs, store, options, device):
         "stochastic forward": (lambda: forwards(dropping), n * FORWARDS),
         "deterministic forward": (lambda: forwards(plain), n * FORWARDS),
         "convolution": timing.convolution(device),
+        "product": timing.product(device, "float32"),
         "preparation": (lambda: Network(networks[""].model), 1),
         "network alone": (lambda: bare(networks[""]), n),
         "AskMask": (lambda: askmask(one), n),
@@ -161,19 +183,22 @@ def variants(plain, networks, pairs, store, options, device):
     }
     for name, mode in peers.MODES.items():
         found[name] = (lambda mode=mode: peers.baal_scores(dropping, dataset, k, device, **mode), n)
-    if options.compiled:
-        compiled = pool(" compiled")
-        found["AskMask compiled"] = (lambda: askmask(compiled), n)
+    for suffix in [name for name in networks if name]:
+        found[f"AskMask{suffix}"] = (partial(askmask, pool(suffix)), n)
+    if options.bfloat16:
+        found["product in bfloat16"] = timing.product(device, "bfloat16")
     return found
 
 
-def rows_of(times, options):
+def rows_of(times, arithmetic, options):
     ratio, forward = timing.ratio, times["stochastic forward"]
+    half = times.pop("product in bfloat16", None)
     best = min(peers.MODES, key=lambda mode: median(time.wall for time in times[mode]))
     rows = [
         timing.seconds("stochastic forward", forward),
         timing.seconds("deterministic forward", times["deterministic forward"]),
         timing.rate("3 x 3 convolution, 64 channels", times["convolution"], "GFLOP/s"),
+        timing.rate("product of matrices", times["product"], "GFLOP/s"),
         timing.seconds("network made ready, once a cycle", times["preparation"]),
     ]
     timed = list(times)[len(rows) :]
@@ -181,12 +206,20 @@ def rows_of(times, options):
     rows += timing.memory_rows({name: times[name] for name in timed})
     targets = {"AskMask": "<= 13.5", "AskMask compiled": "<= 11.5"}
     rows += [ratio(f"{name}: an image", times[name], forward, targets.get(name, ""), "forwards") for name in timed]
+    if half:
+        rows.append(timing.rate("product of matrices in bfloat16", half, "GFLOP/s"))
     for name in [n for n in timed if n.startswith("AskMask") and n != "AskMask, four scores"]:
         wanted = name == "AskMask"
         rows += [
             ratio(f"{name} faster than baal", times["baal"], times[name], ">= 2.2" if wanted else ""),
             ratio(f"{name} faster than baal's best ({best})", times[best], times[name], ">= 1.7" if wanted else ""),
             ratio(f"{name} faster than baselines", times["baselines"], times[name]),
+            timing.share(
+                f"{name}: part of the speed of a product of matrices",
+                arithmetic * options.passes,
+                times[name],
+                half if "bfloat16" in name else times["product"],
+            ),
         ]
     return [
         *rows,

@@ -104,6 +104,29 @@ def convolution(device, size=256):
     return run, 2 * 64 * 64 * 9 * size**2 / 1e9
 
 
+def product(device, precision):
+    """(function, GFLOP): a product of two large square matrices, the most arithmetic a second that a device can do."""
+    side = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(2, side, side, device=device, dtype=getattr(torch, precision))
+    return lambda: a @ b, 2 * side**3 / 1e9
+
+
+def gflop(model, x):
+    """GFLOP of one forward pass, an addition and a multiplication counted as two."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops() / 1e9
+
+
+def share(what, work, times, peak):
+    """The Row of the part of the measured `peak` (seconds a GFLOP) that `work` GFLOP a unit come to."""
+    walls = [work * p.wall / t.wall for t, p in zip(times, peak, strict=True)]
+    cpus = [work * p.cpu / t.cpu for t, p in zip(times, peak, strict=True)]
+    return Row(what, median(walls), "", min(walls), max(walls), median(cpus))
+
+
 def reading(table):
     """(function, GB): each number of a tensor read once."""
     return table.sum, table.nbytes / 1e9
