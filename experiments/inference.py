@@ -4,6 +4,8 @@ Folding: Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3.2. The p
 from the traced network, not assumed; a network that torch.fx cannot trace is run as it is.
 """
 
+from collections import Counter
+
 import torch
 
 from experiments import device
@@ -88,32 +90,41 @@ def halves(model, packed=False):
 
 def fold(graph):
     """Replace, in place, each convolution and the batch norm that alone reads it by one convolution."""
-    modules = dict(graph.named_modules())
+    modules = modules_called_once(graph)
     for node in list(graph.graph.nodes):
-        if node.op == "call_module" and isinstance(modules[node.target], torch.nn.BatchNorm2d):
+        if isinstance(modules.get(node), torch.nn.BatchNorm2d) and modules[node].track_running_stats:
             (source,) = node.all_input_nodes
-            conv = modules[source.target] if source.op == "call_module" else None
-            if isinstance(conv, torch.nn.Conv2d) and len(source.users) == 1:
-                fused = torch.nn.utils.fuse_conv_bn_eval(conv, modules[node.target])
+            if isinstance(modules.get(source), torch.nn.Conv2d) and len(source.users) == 1:
+                fused = torch.nn.utils.fuse_conv_bn_eval(modules[source], modules[node])
                 graph.set_submodule(source.target, fused.to(memory_format=torch.channels_last))
                 node.replace_all_uses_with(source)
                 graph.graph.erase_node(node)
-    graph.recompile()
 
 
 def pack(graph):
     """Replace, in place, each convolution, with the ReLU that alone reads it, by a Packed one."""
-    modules = dict(graph.named_modules())
-    for node in list(graph.graph.nodes):
-        conv = modules[node.target] if node.op == "call_module" else None
+    modules = modules_called_once(graph)
+    for node, conv in modules.items():
         if type(conv) is torch.nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
-            reader = next(iter(node.users))
-            relu = reader.op == "call_module" and type(modules[reader.target]) is torch.nn.ReLU and len(node.users) == 1
+            (reader, *others) = node.users or [None]
+            relu = not others and type(called(graph, reader)) is torch.nn.ReLU
             graph.set_submodule(node.target, Packed(conv, "relu" if relu else "none"))
             if relu:
                 reader.replace_all_uses_with(node)
                 graph.graph.erase_node(reader)
-    graph.recompile()
+
+
+def called(graph, node):
+    """The module that a node calls, None if it calls none."""
+    return graph.get_submodule(node.target) if node is not None and node.op == "call_module" else None
+
+
+def modules_called_once(graph):
+    """{node: the module that it alone calls}."""
+    times = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
+    return {
+        node: called(graph, node) for node in graph.graph.nodes if node.op == "call_module" and times[node.target] == 1
+    }
 
 
 class Packed(torch.nn.Module):
@@ -139,9 +150,8 @@ class Tracer(torch.fx.Tracer):
 
 def after_dropout(graph):
     """The nodes whose values differ between passes."""
-    drawn, modules = set(), dict(graph.named_modules())
+    drawn = set()
     for node in graph.graph.nodes:
-        dropout = node.op == "call_module" and isinstance(modules[node.target], KeyedDropout)
-        if dropout or any(source in drawn for source in node.all_input_nodes):
+        if isinstance(called(graph, node), KeyedDropout) or any(source in drawn for source in node.all_input_nodes):
             drawn.add(node)
     return drawn
