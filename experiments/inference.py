@@ -1,15 +1,17 @@
-"""A trained network made ready for many passes: batch norm folded into the convolutions, what no dropout reaches once.
+"""A trained network made ready for many passes: what no dropout reaches is computed once, small batches fold passes.
 
-Folding: Jacob et al. 2018, https://arxiv.org/abs/1712.05877, section 3.2. The part before the first dropout is found
-from the traced network, not assumed; a network that torch.fx cannot trace is run as it is.
+The part before the first dropout is found from the traced network (folding.py), not assumed; a network that torch.fx
+cannot trace is run as it is.
 """
 
-from collections import Counter
+from weakref import WeakKeyDictionary
 
 import torch
 
 from experiments import device
-from experiments.dropout import KeyedDropout
+from experiments.folding import fold, halves, traced
+
+PLANS = WeakKeyDictionary()  # {model: {settings: its halves}}: tracing and compiling are done once, not in each cycle
 
 
 class Network:
@@ -21,11 +23,13 @@ class Network:
     def __init__(self, model, compiled=False, precision="float32", mc_chunk=0):
         self.model, self.keys = model.eval(), model.dropout_keys
         self.precision, self.mc_chunk = precision, mc_chunk
-        place = next(model.parameters(), torch.empty(0)).device
-        packed = device.packs(place) and precision != "bfloat16" and not compiled
-        self.prefix, self.rest = halves(model, packed) or (lambda x: (x,), model.forward)
-        if compiled:
-            self.rest = device.compiled_for(place, self.rest)
+        settings = compiled, precision, next(model.parameters(), torch.empty(0)).device
+        plans = PLANS.setdefault(model, {})
+        if settings not in plans:
+            plans[settings] = plan(model, *settings)
+        folded, self.prefix, self.rest = plans[settings] or ([], lambda x: (x,), model.forward)
+        for module in folded:
+            module.refresh()
 
     def __call__(self, x):
         """Logits (B, C, H, W) of one pass without dropout for x (B, channels, H, W)."""
@@ -66,92 +70,11 @@ class Network:
                 yield part.flatten(), 0.0, known if more == 1 else [torch.cat([value] * more) for value in known]
 
 
-def halves(model, packed=False):
-    """(function from x to all that the rest takes, the rest): up to the first dropout; None if it cannot be traced."""
-    from torch.fx.passes.split_module import split_module
-
-    try:
-        graph = torch.fx.GraphModule(model, Tracer().trace(model))
-    except Exception:  # whatever a network's own code raises when it is given proxies instead of tensors
+def plan(model, compiled, precision, place):
+    """(all Folded modules, first half, second half) of a model; None if torch.fx cannot trace it."""
+    graph = traced(model)
+    if graph is None:
         return None
-    fold(graph)
-    if packed:
-        pack(graph)
-    drawn = after_dropout(graph)
-    split = split_module(graph, graph, lambda node: int(node in drawn))
-    if not drawn:
-        return lambda x: (split(x),), torch.nn.Identity()
-    (rest,) = (node for node in split.graph.nodes if node.target == "submod_1")
-    split.graph.output_node().args = (rest.args,)
-    split.graph.erase_node(rest)
-    split.recompile()
-    return split, split.submod_1
-
-
-def fold(graph):
-    """Replace, in place, each convolution and the batch norm that alone reads it by one convolution."""
-    modules = modules_called_once(graph)
-    for node in list(graph.graph.nodes):
-        if isinstance(modules.get(node), torch.nn.BatchNorm2d) and modules[node].track_running_stats:
-            (source,) = node.all_input_nodes
-            if isinstance(modules.get(source), torch.nn.Conv2d) and len(source.users) == 1:
-                fused = torch.nn.utils.fuse_conv_bn_eval(modules[source], modules[node])
-                graph.set_submodule(source.target, fused.to(memory_format=torch.channels_last))
-                node.replace_all_uses_with(source)
-                graph.graph.erase_node(node)
-
-
-def pack(graph):
-    """Replace, in place, each convolution, with the ReLU that alone reads it, by a Packed one."""
-    modules = modules_called_once(graph)
-    for node, conv in modules.items():
-        if type(conv) is torch.nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
-            (reader, *others) = node.users or [None]
-            relu = not others and type(called(graph, reader)) is torch.nn.ReLU
-            graph.set_submodule(node.target, Packed(conv, "relu" if relu else "none"))
-            if relu:
-                reader.replace_all_uses_with(node)
-                graph.graph.erase_node(reader)
-
-
-def called(graph, node):
-    """The module that a node calls, None if it calls none."""
-    return graph.get_submodule(node.target) if node is not None and node.op == "call_module" else None
-
-
-def modules_called_once(graph):
-    """{node: the module that it alone calls}."""
-    times = Counter(node.target for node in graph.graph.nodes if node.op == "call_module")
-    return {
-        node: called(graph, node) for node in graph.graph.nodes if node.op == "call_module" and times[node.target] == 1
-    }
-
-
-class Packed(torch.nn.Module):
-    """A convolution whose weights lie as oneDNN wants them: otherwise they are laid out anew in each pass."""
-
-    def __init__(self, conv, after):
-        super().__init__()
-        self.weight, self.bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
-        self.shape = conv.padding, conv.stride, conv.dilation, conv.groups
-        self.after, self.laid_out = after, False
-
-    def forward(self, x):
-        if not self.laid_out:
-            self.weight = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self.shape, x.shape)
-            self.laid_out = True
-        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.shape, self.after, [None], "")
-
-
-class Tracer(torch.fx.Tracer):
-    def is_leaf_module(self, module, path):
-        return isinstance(module, KeyedDropout) or super().is_leaf_module(module, path)
-
-
-def after_dropout(graph):
-    """The nodes whose values differ between passes."""
-    drawn = set()
-    for node in graph.graph.nodes:
-        if isinstance(called(graph, node), KeyedDropout) or any(source in drawn for source in node.all_input_nodes):
-            drawn.add(node)
-    return drawn
+    folded = fold(graph, packed=device.packs(place) and precision != "bfloat16" and not compiled)
+    first, second = halves(graph)
+    return folded, first, device.compiled_for(place, second) if compiled else second

@@ -1,6 +1,8 @@
 """A prepared network is the trained one: folded, what is deterministic once, masks exact; a race finds the best."""
 
 import copy
+import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import nn
 
 from experiments import device, dropout, selection
 from experiments.errors import Refused
-from experiments.inference import Network, halves
+from experiments.inference import Network, plan
 from experiments.prediction import pass_keys, predict, winner
 from experiments.training import finish
 from heuristics import bald, entropy, expected_entropy
@@ -62,8 +64,10 @@ def test_passes_are_those_of_the_model_itself(x):
 def test_no_batch_norm_is_left_and_the_model_keeps_its_own():
     model = trained(make_model()[0])
     before = copy.deepcopy(model.state_dict())
-    parts = halves(model)
-    assert not any(isinstance(module, nn.BatchNorm2d) for part in parts for module in part.modules())
+    folded, *parts = plan(model, False, "float32", CPU)
+    assert len(folded) == 33 and not any(
+        isinstance(module, nn.BatchNorm2d) for part in parts for module in part.modules()
+    )
     assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == 32
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
@@ -91,14 +95,42 @@ def test_packed_convolutions_are_those_of_the_model_at_every_size():
     torch.manual_seed(0)
     model, _ = finish(trained(Odd()), (0.0,) * 3, (1.0,) * 3, CPU)
     network, keys = Network(model), pass_keys(PLACE, "score", "ab", 3)
-    kinds = {type(module).__name__ for module in network.rest.modules()}
-    assert device.packs(CPU) and {"Packed", "Conv2d", "BatchNorm2d"} <= kinds
+    kinds = [type(module).__name__ for module in network.rest.modules()]
+    assert (kinds.count("Folded"), kinds.count("Conv2d"), kinds.count("BatchNorm2d")) == (4, 1, 1)
+    assert device.packs(CPU) and {
+        module.packed for module in network.rest.modules() if module._get_name() == "Folded"
+    } == {True, False}
     with torch.inference_mode():
         for size in ((24, 20), (33, 48), (24, 20)):
             x = torch.rand(2, 3, *size).to(memory_format=torch.channels_last)
             ours = torch.stack(list(network.passes(x, keys)))
             torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))), atol=1e-5, rtol=1e-5)
             assert ours.std(0).max() > 0
+
+
+def test_new_weights_are_taken_over_without_tracing_again(x):
+    model = trained(make_model()[0])
+    old = Network(model)
+    with torch.inference_mode():
+        before = old(x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    new = Network(model)
+    assert new.rest is old.rest and Network(model, precision="bfloat16").rest is not old.rest
+    with torch.inference_mode():
+        right = model.eval()(x)
+        assert (new(x) - right).abs().max() < 1e-5 * right.abs().max()
+        assert (before - right).abs().max() > 0.1 * right.abs().max()
+
+
+def test_a_model_that_nobody_holds_is_let_go():
+    model = make_model()[0]
+    Network(model)
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 class Counting(nn.Module):
@@ -148,7 +180,7 @@ class Certain(nn.Module):
 def test_a_model_that_cannot_be_traced_or_has_no_dropout_is_run_all_the_same(x, make):
     torch.manual_seed(0)
     model, _ = finish(make(), (0.0,) * 3, (1.0,) * 3, CPU)
-    assert (halves(model) is None) == (make is Untraceable)
+    assert (plan(model, False, "float32", CPU) is None) == (make is Untraceable)
     keys = pass_keys(PLACE, "score", "ab", 3)
     with torch.inference_mode():
         ours = torch.stack(list(Network(model).passes(x, keys)))
