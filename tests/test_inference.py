@@ -225,6 +225,11 @@ def test_compiled_passes_are_those_of_the_model_itself(x):
     torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(balanced, expected, atol=1e-5, rtol=1e-5)
     assert ours.std(0).max() > 0 and balanced.std(0).max() > 0
+    with torch.inference_mode():
+        model[0].weight.mul_(2)
+        again = torch.stack(list(Network(model, compiled=True).passes(x, keys)))
+        torch.testing.assert_close(again, torch.stack(list(module_by_module(model, x, keys))), atol=1e-5, rtol=1e-5)
+    assert (again - ours).abs().max() > 0.1
 
 
 def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch):
