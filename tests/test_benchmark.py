@@ -17,7 +17,7 @@ from experiments.store import Store
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 TINY = {
-    "score": "--images 2 --size 32 --width 1 --passes 3 --rounds 1 --bfloat16 "
+    "score": "--images 3 --compared 2 --size 32 --width 1 --passes 3 --rounds 1 --bfloat16 "
     "--race --pool 8 --query 2 --side 32 --trials 1 --epochs 1",
     "train": "--images 2 --size 32 --width 2 --narrow 1 --draws 2 --batch 2 --rounds 1",
     "items": "--images 2 --height 40 --width 60 --crop 32 --rounds 1",

@@ -50,7 +50,7 @@ def run(options, device):
             "race": (lambda: raced(0, options.size), options.pool),
             "baal": (lambda: peers.baal_scores(dropping, theirs, k, device, **peers.MODES["baal"]), len(theirs)),
         },
-        max(1, options.rounds // 2),
+        max(1, options.rounds // 4),
         device,
     )
     recalls, misses, made = [], [], []

@@ -71,7 +71,7 @@ def plot(rows, machine, path):
     axes.set_yticks(range(len(rows)), [row.what for row in rows])
     axes.invert_yaxis()
     axes.axvline(1, color="grey", linewidth=0.8)
-    axes.set_xlabel("times; line: least to largest of the rounds; mark: target")
+    figure.supxlabel("times (line: least to largest of the rounds; mark: target, green where met)", fontsize=9)
     figure.suptitle(machine, fontsize=8)
     figure.savefig(path)
 

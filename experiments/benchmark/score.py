@@ -15,8 +15,9 @@ from experiments.prediction import floats, pass_keys
 from heuristics import bald
 
 OPTIONS = {
-    "rounds": (5, "all variants once in each"),
-    "images": (2, "of the pool"),
+    "rounds": (10, "all variants once in each"),
+    "images": (1, "of the pool"),
+    "compared": (0, "images of the pool that the peers score, whose time grows with their number; 0: all"),
     "size": (256, "pixels a side of an image"),
     "width": (16, "of the U-Net"),
     "passes": (20, "of MC dropout"),
@@ -39,10 +40,10 @@ ROUNDING = 0.02  # of bfloat16: its BALD may be off by this part of the largest
 def run(options, device):
     """(rows, notes)."""
     pairs = work.draw(options.images, options.size, options.size)
-    store = work.store_of(pairs, device)
+    store, pairs = work.store_of(pairs, device), pairs[: options.compared or None]
     plain, model = work.models(options.width, device)
     networks = networks_of(model, options)
-    gate(plain, networks, pairs, store, options, device)
+    gate(plain, networks, pairs, options, device)
     times = timing.rounds(variants(plain, networks, pairs, store, options, device), options.rounds, device)
     arithmetic = timing.gflop(plain, torch.zeros(1, 3, options.size, options.size, device=device))
     rows, notes = rows_of(times, arithmetic, options), [settings_note(options)]
@@ -66,10 +67,10 @@ def networks_of(model, options):
 def settings_note(options):
     rounded = f", in bfloat16 within {ROUNDING:.0%} of the largest" * options.bfloat16
     return (
-        f"{options.images} images of {options.size} x {options.size}, U-Net of width {options.width}, "
-        f"{options.passes} passes, {options.rounds} rounds. BALD of every variant was that of baal within "
-        f"{TOLERANCE:g} nats on the same masks{rounded}. A forward is one stochastic pass of one image by the plain "
-        "module."
+        f"{options.images} images of {options.size} x {options.size}, {options.compared or 'all'} of them for the "
+        f"peers, U-Net of width {options.width}, {options.passes} passes, {options.rounds} rounds. BALD of every "
+        f"variant was that of baal within {TOLERANCE:g} nats on the same masks{rounded}. A forward is one stochastic "
+        "pass of one image by the plain module."
     )
 
 
@@ -78,15 +79,15 @@ def askmask(pool):
     return selection.score(bald, pool, np.random.default_rng(0))
 
 
-def gate(plain, networks, pairs, store, options, device):
+def gate(plain, networks, pairs, options, device):
     """Raise Refused unless all score the same as baal's generator on the same masks; without a GPU's TensorFloat-32."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        compare(plain, networks, pairs, store, options, device)
+        compare(plain, networks, pairs, options, device)
 
 
-def compare(plain, networks, pairs, store, options, device):
-    ids, k = store.ids, options.passes
-    keys = pass_keys(work.PLACE, "score", ids, k).to(device)
+def compare(plain, networks, pairs, options, device):
+    store, k = work.store_of(pairs, device), options.passes
+    keys = pass_keys(work.PLACE, "score", store.ids, k).to(device)
     images = peers.tensors(image for image, _ in pairs)
 
     def scores_of_baal(mode="baal, generator", balanced=False):
@@ -138,7 +139,7 @@ def steered(model, keys, balanced=False):
 
 def variants(plain, networks, pairs, store, options, device):
     """{name: (function, units)}: of the yardsticks a forward, of the others an image."""
-    n, k = options.images, options.passes
+    n, few, k = len(store), len(pairs), options.passes
     dropping, images = peers.always_dropping(plain).eval(), [image for image, _ in pairs]
     dataset, pictures = peers.tensors(images), [picture for picture, _ in peers.pictures(pairs)]
     inputs = [x[None].to(device) for x, _ in dataset]
@@ -170,8 +171,8 @@ def variants(plain, networks, pairs, store, options, device):
     )
 
     found = {
-        "stochastic forward": (lambda: forwards(dropping), n * FORWARDS),
-        "deterministic forward": (lambda: forwards(plain), n * FORWARDS),
+        "stochastic forward": (lambda: forwards(dropping), few * FORWARDS),
+        "deterministic forward": (lambda: forwards(plain), few * FORWARDS),
         "convolution": timing.convolution(device),
         "product": timing.product(device, "float32"),
         "preparation": (lambda: Network(networks[""].model), 1),
@@ -179,10 +180,10 @@ def variants(plain, networks, pairs, store, options, device):
         "AskMask": (lambda: askmask(one), n),
         "AskMask, four scores": (lambda: (askmask(four), four.noted()), n),
         "AskMask, balanced masks": (lambda: askmask(balanced), n),
-        "baselines": (lambda: peers.baselines_scores(dropping, pictures, k, device), n),
+        "baselines": (lambda: peers.baselines_scores(dropping, pictures, k, device), few),
     }
     for name, mode in peers.MODES.items():
-        found[name] = (lambda mode=mode: peers.baal_scores(dropping, dataset, k, device, **mode), n)
+        found[name] = (lambda mode=mode: peers.baal_scores(dropping, dataset, k, device, **mode), few)
     for suffix in [name for name in networks if name]:
         found[f"AskMask{suffix}"] = (partial(askmask, pool(suffix)), n)
     if options.bfloat16:

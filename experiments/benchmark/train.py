@@ -4,6 +4,7 @@ import torch
 
 from experiments import augment, training
 from experiments.benchmark import peers, timing, work
+from experiments.device import autocast
 from experiments.losses import LOSSES
 from experiments.prediction import floats, pass_keys, two_sided
 
@@ -16,8 +17,9 @@ OPTIONS = {
     "width": (16, "of the U-Net"),
     "narrow": (4, "width of a second U-Net, with which the host weighs more"),
     "compiled": (False, "also with torch.compile, which takes minutes to compile"),
+    "bfloat16": (False, "all but the baselines in bfloat16, for GPUs"),
 }
-SETTINGS = {"optimizer": "sgd", "lr": 0.01, "loss": "linear", "schedule": "step", "precision": "float32"}
+SETTINGS = {"optimizer": "sgd", "lr": 0.01, "loss": "linear", "schedule": "step"}
 
 
 def run(options, device):
@@ -25,12 +27,17 @@ def run(options, device):
     rows = []
     for width in dict.fromkeys((options.width, options.narrow)):
         times = timing.rounds(variants(width, options, device), options.rounds, device)
-        rows += rows_of(times, width, options)
+        forward = timing.gflop(work.models(width, device)[0], torch.zeros(1, 3, *[options.size] * 2, device=device))
+        rows += rows_of(times, width, 3 * forward, options)
     return rows, [
         f"{options.images * options.draws} crops of {options.size} x {options.size} in steps of {options.batch}, "
-        f"float32, {options.rounds} rounds, no validation. The bare step has forward, loss, backward and optimiser on "
-        "one batch that is already augmented."
+        f"{precision(options)}, {options.rounds} rounds, no validation. The bare step has forward, loss, backward "
+        "and optimiser on one batch that is already augmented; the arithmetic of a step is that of three forwards."
     ]
+
+
+def precision(options):
+    return "bfloat16" if options.bfloat16 else "float32"
 
 
 def variants(width, options, device):
@@ -50,7 +57,7 @@ def variants(width, options, device):
         optimizer, _ = training.make_optimizer(bare_model, steps_per_epoch=steps)
 
     def fit(compiled=False):
-        own = {"epochs": 1, "draws": options.draws, "batch": batch, "compiled": compiled}
+        own = dict(epochs=1, draws=options.draws, batch=batch, compiled=compiled, precision=precision(options))
         with work.configured(training.ingredient, **SETTINGS, **own), work.configured(augment.ingredient):
             training.fit(model, store, list(range(len(store))), None, work.PLACE, crop)
 
@@ -58,7 +65,9 @@ def variants(width, options, device):
         bare_model.train()
         bare_model.dropout_keys.now = keys
         for _ in range(steps):
-            loss = LOSSES[SETTINGS["loss"]](two_sided(bare_model(x).float()), masks).mean()
+            with autocast(x.device, precision(options)):
+                logits = bare_model(x)
+            loss = LOSSES[SETTINGS["loss"]](two_sided(logits.float()), masks).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -68,6 +77,7 @@ def variants(width, options, device):
 
     found = {
         "convolution": timing.convolution(device),
+        "product": timing.product(device, precision(options)),
         "AskMask": (fit, count),
         "bare step": (bare, steps * batch),
         "baselines": (baselines, count),
@@ -75,7 +85,7 @@ def variants(width, options, device):
     return found | ({"AskMask compiled": (lambda: fit(compiled=True), count)} if options.compiled else {})
 
 
-def rows_of(times, width, options):
+def rows_of(times, width, arithmetic, options):
     ours, bare, theirs = times["AskMask"], times["bare step"], times["baselines"]
     wide = width == options.width
     compiled = [
@@ -85,9 +95,11 @@ def rows_of(times, width, options):
     ]
     return [
         timing.rate("3 x 3 convolution, 64 channels", times["convolution"], "GFLOP/s"),
-        *(timing.seconds(f"width {width}, {name}: a crop", times[name]) for name in times if name != "convolution"),
+        timing.rate(f"product of matrices, {precision(options)}", times["product"], "GFLOP/s"),
+        *(timing.seconds(f"width {width}, {name}: a crop", times[name]) for name in list(times)[2:]),
         *(timing.memory_rows({f"width {width}, {name}": times[name] for name in times})),
         timing.ratio(f"width {width}, bare step / AskMask", bare, ours, ">= 0.95" if wide else ""),
         timing.ratio(f"width {width}, AskMask faster than baselines", theirs, ours, ">= 1.2" if wide else ""),
         *compiled,
+        timing.share(f"width {width}, AskMask: part of the product's speed", arithmetic, ours, times["product"]),
     ]

@@ -37,9 +37,20 @@ def pick(scores, pool, n, rng, size, resample, groups, reduction):
     size = min(size or n, n)
     count = (groups if resample else 0) or max(1, len(pool) // size)
     drawn = draw_groups(pool.ids, size, count, resample, int(rng.integers(2**63)))
-    order = ranking([REDUCTIONS[reduction](scores[group]) for group in drawn], [pool.ids[g[0]] for g in drawn])
-    queue = [i for g in order for i in sorted(drawn[g], key=lambda i: (-scores[i], pool.ids[i]))]
-    return list(dict.fromkeys([*queue, *ranking(scores, pool.ids)]))[:n]
+    order = ranking(REDUCTIONS[reduction](scores[drawn], axis=1), [pool.ids[first] for first in drawn[:, 0]])
+    picked = {}
+    for i in queue(scores, pool.ids, drawn, order):
+        picked[i] = None
+        if len(picked) == n:
+            break
+    return list(picked)
+
+
+def queue(scores, ids, drawn, order):
+    """All positions, as they are wanted: group by group, then by score; some more than once."""
+    for group in order:
+        yield from sorted(drawn[group].tolist(), key=lambda i: (-scores[i], ids[i]))
+    yield from ranking(scores, ids)
 
 
 def draw_groups(ids, size, count, resample, salt):
