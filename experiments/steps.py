@@ -81,6 +81,9 @@ def prepare(config, run, parts):
 
     place, data, model_file = (config["seed"], config["dataset"]), parts["dataset"], parts["model"]
     device = training.prepare(device=config["device"], threads=config["threads"])
+    for part in ("trainer", "prediction"):
+        if config[part]["compiled"] and device.type == "cpu":
+            raise Refused(f"{part}.compiled=True is for GPUs, on a CPU its code has crashed: leave it out.")
     splits = find_images(config, parts)
     stores = [split and Store(split, device) for split in splits[:3]]
     train, val, test = stores

@@ -38,7 +38,7 @@ def settings():
     patience = 0  # validations without a better value before training stops, 0 = never
     warm_start = False  # True: go on from the last cycle's weights instead of the first ones
     precision = "auto"  # float32, bfloat16, or auto: bfloat16 where the device is fast at it
-    compiled = False  # True: torch.compile, minutes once a run; on a GPU the step's kernels are captured, too
+    compiled = False  # True: torch.compile, for GPUs, minutes once a run; the step's kernels are captured, too
     deterministic = False  # True: bitwise equal runs on a GPU too, slower
 
 

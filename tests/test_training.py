@@ -416,6 +416,12 @@ def test_a_lone_crop_that_batch_norm_cannot_take_is_refused_in_one_line(smoke):
         smoke(start=1, cycles=0, phantom={"crop": 32}, trainer={"draws": 1, "batch": 1})
 
 
+@pytest.mark.parametrize("part", ["trainer", "prediction"])
+def test_compiling_is_refused_on_a_cpu(smoke, part):
+    with pytest.raises(Refused, match=f"{part}.compiled=True is for GPUs"):
+        smoke(**{part: {"compiled": True}})
+
+
 def test_a_step_that_does_not_fit_names_the_setting_to_lower(settings, monkeypatch):
     settings()
     model, _ = make_model()
