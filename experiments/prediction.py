@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments.device import PRECISIONS, check_compiler
+from experiments.device import PRECISIONS
 from experiments.errors import Refused
 from experiments.randomness import key
 
@@ -33,8 +33,8 @@ def settings():
 
 
 @ingredient.capture
-def check(masks, precision, batch, mc_chunk, compiled):
-    """Refuse what names nothing and what this machine cannot do."""
+def check(masks, precision, batch, mc_chunk):
+    """Refuse what names nothing."""
     for name, value in (("batch", batch), ("mc_chunk", mc_chunk)):
         if value < 0:
             raise Refused(f"prediction.{name} must be at least 1, or 0 for what suits the device, not {value}.")
@@ -42,8 +42,6 @@ def check(masks, precision, batch, mc_chunk, compiled):
         raise Refused(f"prediction.precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
     if masks not in ("independent", "balanced"):
         raise Refused(f"prediction.masks is independent or balanced, not {masks!r}.")
-    if compiled:
-        check_compiler("prediction.compiled")
 
 
 class Prediction(NamedTuple):

@@ -14,6 +14,7 @@ import torch
 
 from experiments import asking, evaluation, learned, ledger, metrics, needs, training, weights
 from experiments.components import PRESETS
+from experiments.device import check_compiling
 from experiments.errors import Refused
 from experiments.ledger import Ledger, write
 from experiments.progress import Progress, plan
@@ -82,8 +83,8 @@ def prepare(config, run, parts):
     place, data, model_file = (config["seed"], config["dataset"]), parts["dataset"], parts["model"]
     device = training.prepare(device=config["device"], threads=config["threads"])
     for part in ("trainer", "prediction"):
-        if config[part]["compiled"] and device.type == "cpu":
-            raise Refused(f"{part}.compiled=True is for GPUs, on a CPU its code has crashed: leave it out.")
+        if config[part]["compiled"]:
+            check_compiling(f"{part}.compiled", device)
     splits = find_images(config, parts)
     stores = [split and Store(split, device) for split in splits[:3]]
     train, val, test = stores

@@ -8,7 +8,7 @@ import torch
 from sacred import Ingredient
 
 from experiments import augment, metrics
-from experiments.device import PRECISIONS, autocast, check_compiler, compiled_for
+from experiments.device import PRECISIONS, autocast, compiled_for
 from experiments.errors import Refused
 from experiments.losses import LOSSES
 from experiments.pool import watched
@@ -43,10 +43,8 @@ def settings():
 
 
 @ingredient.capture
-def check(optimizer, schedule, loss, select_by, precision, compiled, epochs, draws, batch, validate_every):
-    """Refuse settings that name nothing or that this machine cannot do, before any work."""
-    if compiled:
-        check_compiler("trainer.compiled")
+def check(optimizer, schedule, loss, select_by, precision, epochs, draws, batch, validate_every):
+    """Refuse settings that name nothing, before any work."""
     for name, value, known in (
         ("optimizer", optimizer, ["sgd", "adam", "adamw"]),
         ("schedule", schedule, list(SCHEDULES)),

@@ -233,10 +233,11 @@ def test_compiled_passes_are_those_of_the_model_itself(x):
 
 
 def test_compiling_without_a_compiler_is_refused_at_once(monkeypatch):
-    device.check_compiler("trainer.compiled")
+    gpu = torch.device("cuda")
+    device.check_compiling("trainer.compiled", gpu)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(Refused, match="trainer.compiled=True takes a C.. compiler"):
-        device.check_compiler("trainer.compiled")
+        device.check_compiling("trainer.compiled", gpu)
 
 
 class Counted(Branches):
