@@ -10,6 +10,7 @@ import torch
 
 from experiments import device
 from experiments.folding import fold, halves, traced
+from experiments.joining import join
 
 PLANS = WeakKeyDictionary()  # {model: {settings: its halves}}: tracing and compiling are done once, not in each cycle
 
@@ -71,10 +72,11 @@ class Network:
 
 
 def plan(model, compiled, precision, place):
-    """(all Folded modules, first half, second half) of a model; None if torch.fx cannot trace it."""
+    """(all modules to refresh, first half, second half) of a model; None if torch.fx cannot trace it."""
     graph = traced(model)
     if graph is None:
         return None
     folded = fold(graph, packed=device.packs(place) and precision != "bfloat16" and not compiled)
+    folded += join(graph)
     first, second = halves(graph)
     return folded, first, device.compiled_for(place, second) if compiled else second

@@ -10,10 +10,12 @@ import pytest
 import torch
 from test_prediction import PLACE, make_model, make_pool, make_store
 from torch import nn
+from torch.nn import functional as F
 
 from experiments import device, dropout, selection
 from experiments.errors import Refused
 from experiments.inference import Network, plan
+from experiments.joining import grown
 from experiments.prediction import pass_keys, predict, winner
 from experiments.training import finish
 from heuristics import bald, entropy, expected_entropy
@@ -64,8 +66,9 @@ def test_passes_are_those_of_the_model_itself(x):
 def test_no_batch_norm_is_left_and_the_model_keeps_its_own():
     model = trained(make_model()[0])
     before = copy.deepcopy(model.state_dict())
-    folded, *parts = plan(model, False, "float32", CPU)
-    assert len(folded) == 33 and not any(
+    made, *parts = plan(model, False, "float32", CPU)
+    kinds = [type(module).__name__ for module in made]
+    assert (kinds.count("Folded"), kinds.count("Joined")) == (33, 5) and not any(
         isinstance(module, nn.BatchNorm2d) for part in parts for module in part.modules()
     )
     assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == 32
@@ -106,6 +109,69 @@ def test_packed_convolutions_are_those_of_the_model_at_every_size():
             ours = torch.stack(list(network.passes(x, keys)))
             torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))), atol=1e-5, rtol=1e-5)
             assert ours.std(0).max() > 0
+
+
+def test_a_convolution_of_a_doubled_image_is_one_transposed_convolution():
+    generator = torch.Generator().manual_seed(6)
+    weight, low = (torch.randn(*size, generator=generator).double() for size in ((4, 2, 3, 3), (2, 2, 5, 4)))
+    right = F.conv2d(F.interpolate(low, scale_factor=2), weight, padding=1)
+    torch.testing.assert_close(F.conv_transpose2d(low, grown(weight).transpose(0, 1), stride=2, padding=1), right)
+
+
+class Ways(nn.Module):
+    """One level up in every way: `way` of joining; only the first two can be one transposed convolution."""
+
+    WAYS = {
+        "by size": lambda low, skip: torch.cat([F.interpolate(low, size=skip.shape[-2:]), skip], 1),
+        "by factor": lambda low, skip: torch.cat((F.interpolate(low, scale_factor=2), skip), dim=1),
+        "bilinear": lambda low, skip: torch.cat([F.interpolate(low, size=skip.shape[-2:], mode="bilinear"), skip], 1),
+        "skip first": lambda low, skip: torch.cat([skip, F.interpolate(low, size=skip.shape[-2:])], 1),
+        "three": lambda low, skip: torch.cat([F.interpolate(low, size=skip.shape[-2:]), skip[:, :4], skip[:, 4:]], 1),
+        "twice": lambda low, skip: torch.cat([F.interpolate(low, size=skip.shape[-2:]), *[skip[:, :4]] * 2], 1),
+        "alone": lambda low, skip: F.interpolate(low, size=skip.shape[-2:]).repeat(1, 2, 1, 1),
+        "the other way": lambda low, skip: torch.cat([F.interpolate(low, size=skip.shape[-2:]), skip], 2),
+    }
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, channels = self.WAYS[way], 8 if way == "the other way" else 16
+        self.first, self.dropout, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Dropout(0.3), nn.MaxPool2d(2)
+        self.join, self.head = nn.Conv2d(channels, 8, 3, padding=1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        skip = self.dropout(self.first(x))
+        return self.head(self.join(self.way(self.down(skip), skip)))
+
+
+@pytest.mark.parametrize("way", Ways.WAYS)
+def test_every_way_up_is_that_of_the_model_at_every_size(way):
+    torch.manual_seed(0)
+    model, _ = finish(Ways(way), (0.0,) * 3, (1.0,) * 3, CPU)
+    network, keys = Network(model), pass_keys(PLACE, "score", "ab", 3)
+    kinds = [type(module).__name__ for module in network.rest.modules()]
+    assert kinds.count("Joined") == (way in ("by size", "by factor"))
+    with torch.inference_mode():
+        for size in ((24, 20), (48, 32), *(((33, 20), (32, 21), (33, 21)) if way != "by factor" else ()), (24, 20)):
+            x = torch.rand(2, 3, *size).to(memory_format=torch.channels_last)
+            ours = torch.stack(list(network.passes(x, keys)))
+            torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))), atol=1e-5, rtol=1e-5)
+            assert ours.std(0).max() > 0
+
+
+def test_a_grown_image_or_a_joined_one_that_something_else_reads_stays():
+    class Two(Ways):
+        def forward(self, x):
+            skip = self.dropout(self.first(x))
+            up = F.interpolate(self.down(skip), size=skip.shape[-2:])
+            both = torch.cat([up, skip], 1)
+            return self.head(self.join(both)) + (up if self.also == "grown" else both).mean(1, keepdim=True)
+
+    keys = pass_keys(PLACE, "score", "ab", 2)
+    for Two.also in ("grown", "joined"):
+        model, _ = finish(Two("by size"), (0.0,) * 3, (1.0,) * 3, CPU)
+        x = torch.rand(2, 3, 16, 16)
+        ours = torch.stack(list(Network(model).passes(x, keys)))
+        torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))), atol=1e-5, rtol=1e-5)
 
 
 def test_new_weights_are_taken_over_without_tracing_again(x):
