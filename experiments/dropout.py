@@ -99,4 +99,9 @@ def splitmix64(keys, count):
 
 @lru_cache(maxsize=64)
 def steps(count, device):
-    return torch.arange(1, count + 1, device=device).mul_(GOLDEN)
+    """(count,) int64 GOLDEN times 1, 2, 3 ..., wrapping.
+
+    The numbers are shifted: of a plain index torch.compile makes C++ in which the overflow is undefined, so that the
+    loop ran past the end of its memory.
+    """
+    return (torch.arange(2, 2 * count + 2, 2, device=device) >> 1).mul_(GOLDEN)

@@ -28,8 +28,8 @@ class Network:
         plans = PLANS.setdefault(model, {})
         if settings not in plans:
             plans[settings] = plan(model, *settings)
-        folded, self.prefix, self.rest = plans[settings] or ([], lambda x: (x,), model.forward)
-        for module in folded:
+        made, self.prefix, self.rest = plans[settings] or ([], lambda x: (x,), model.forward)
+        for module in made:
             module.refresh()
 
     def __call__(self, x):
@@ -76,7 +76,12 @@ def plan(model, compiled, precision, place):
     graph = traced(model)
     if graph is None:
         return None
-    folded = fold(graph, packed=device.packs(place) and precision != "bfloat16" and not compiled)
-    folded += join(graph)
+    made = fold(graph, packed=device.packs(place) and precision != "bfloat16")
+    made += join(graph)
     first, second = halves(graph)
-    return folded, first, device.compiled_for(place, second) if compiled else second
+    if compiled:
+        for module in made:
+            if module.packed:  # oneDNN's own kernel is faster than what is compiled around it
+                module.forward = torch.compiler.disable(module.forward)
+        second = device.compiled_for(place, second)
+    return made, first, second

@@ -51,7 +51,7 @@ class Joined(torch.nn.Module):
 
     def __init__(self, folded):
         super().__init__()
-        self.folded, self.laid_out = folded, None
+        self.folded, self.packed, self.laid_out = folded, True, None
 
     def refresh(self):
         self.laid_out = None

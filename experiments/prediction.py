@@ -25,7 +25,7 @@ def settings():
     race = False  # True: few passes for all images, the rest for those that lead after them; batch=top only
     batch = 0  # images at once, 0: as many as suit the device; changes speed and memory, never the masks or the picks
     mc_chunk = 0  # passes at once of such a batch, likewise; those with balanced masks follow one another
-    compiled = False  # True: torch.compile, for GPUs, minutes once a run that only pools of thousands pay back
+    compiled = False  # True: torch.compile, minutes once a run that large pools on a GPU may pay back, none on a CPU
     precision = "auto"  # float32, bfloat16 (BALD moves by about .3 %), or auto: bfloat16 where the device is fast at it
     rotation = 10.0  # views of test-time augmentation are turned by up to this many degrees either way
     noise = 0.01  # standard deviation of the noise on such a view, in the units of images in [0, 1]

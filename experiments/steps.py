@@ -84,7 +84,7 @@ def prepare(config, run, parts):
     device = training.prepare(device=config["device"], threads=config["threads"])
     for part in ("trainer", "prediction"):
         if config[part]["compiled"]:
-            check_compiling(f"{part}.compiled", device)
+            check_compiling(f"{part}.compiled")
     splits = find_images(config, parts)
     stores = [split and Store(split, device) for split in splits[:3]]
     train, val, test = stores
