@@ -107,10 +107,10 @@ def moments(passes, ids, needs=()):
             logits = two_sided(logits.float()).contiguous()
             if mean is None:
                 mean, second, votes = (torch.zeros_like(logits) for _ in range(3))
-                entropy, count = torch.zeros_like(logits[:, 0]), torch.zeros_like(logits[:, 0])
+                expected, count = torch.zeros_like(logits[:, 0]), torch.zeros_like(logits[:, 0])
                 logit_sum = torch.zeros_like(logits) if "mean_logits" in needs else None
             p = last = logits.softmax(1)
-            entropies = torch.special.entr(p).sum(1)
+            entropies = entropy(p)
             weight = torch.ones_like(count) if seen is None else seen.to(p.dtype)
             votes.scatter_add_(1, winner(p)[:, None], weight[:, None])
             if seen is not None:
@@ -118,7 +118,7 @@ def moments(passes, ids, needs=()):
             count.add_(weight)
             mean.add_(p)
             second.addcmul_(p, p)
-            entropy.add_(entropies)
+            expected.add_(entropies)
             if logit_sum is not None:
                 logit_sum.add_(logits)
         share = 1 / count.clamp_min(1)
@@ -127,7 +127,7 @@ def moments(passes, ids, needs=()):
             mean=mean.mul_(share[:, None]),
             second_moment=second.mul_(share[:, None]),
             votes=votes,
-            expected_entropy=entropy.mul_(share),
+            expected_entropy=expected.mul_(share),
             count=count,
             valid=count > 0,
             mean_logits=None if logit_sum is None else logit_sum.mul_(share[:, None]),
@@ -135,9 +135,14 @@ def moments(passes, ids, needs=()):
         )
 
 
+def entropy(p):
+    """-sum p log p of probabilities (B, C, ...), 0 log 0 = 0 -> (B, ...) nats; torch.special.entr is 3 times slower."""
+    return -(p * p.log().clamp_min(-200)).sum(1)
+
+
 def winner(p):
     """(B, H, W) the class of the largest of p (B, C, H, W), the first of equals; argmax is 4 to 17 times slower."""
-    return p.max(1).indices
+    return p.max(1).indices if p.shape[1] > 2 else (p[:, 1] > p[:, 0]).long()
 
 
 def two_sided(logits):

@@ -10,9 +10,8 @@ import torch
 from sacred import Ingredient
 
 from experiments.errors import Refused
-from experiments.prediction import winner
+from experiments.prediction import entropy, winner
 from experiments.store import IGNORE
-from heuristics.entropy import entropy
 
 ingredient = Ingredient("ceal")
 

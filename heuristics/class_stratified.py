@@ -12,12 +12,11 @@ import torch
 from sacred import Ingredient
 
 from experiments.errors import Refused
-from experiments.prediction import winner
+from experiments.prediction import entropy, winner
 from experiments.randomness import uniform
 from heuristics.badge import gathered
 from heuristics.batches.power import log_scores
 from heuristics.batches.top import ranking
-from heuristics.entropy import entropy
 
 ingredient = Ingredient("class_stratified")
 

@@ -14,9 +14,8 @@ import torch
 from sacred import Ingredient
 
 from experiments.errors import Refused
-from experiments.prediction import winner
+from experiments.prediction import entropy, winner
 from heuristics.badge import gathered
-from heuristics.entropy import entropy
 
 ingredient = Ingredient("contextual_diversity")
 

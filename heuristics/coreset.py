@@ -13,7 +13,7 @@ from sacred import Ingredient
 
 from experiments import selection
 from experiments.errors import Refused
-from heuristics.entropy import entropy
+from experiments.prediction import entropy
 from heuristics.random import draws
 
 ingredient = Ingredient("coreset")

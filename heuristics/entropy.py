@@ -5,8 +5,9 @@ With `prediction.dropout=False` it is the entropy of one deterministic pass. baa
 logits instead of their probabilities and so differs.
 """
 
-import torch
 from sacred import Ingredient
+
+from experiments.prediction import entropy
 
 ingredient = Ingredient("entropy")
 
@@ -20,8 +21,3 @@ def settings():
 def uncertainty(prediction):
     """(B, H, W) nats, 0 to log C."""
     return entropy(prediction.mean)
-
-
-def entropy(p):
-    """H of probabilities (B, C, ...) over the classes -> (B, ...), 0 log 0 = 0."""
-    return torch.special.entr(p).sum(1)
