@@ -10,6 +10,8 @@ from torch.nn.functional import avg_pool2d, interpolate
 
 from experiments.folding import Folded, called
 
+SHAPE = (3, 3), (1, 1), (1, 1), (1, 1), 1  # kernel, stride, padding, dilation, groups of what can be joined
+
 
 def join(graph):
     """Make, in place, each convolution(cat([interpolate(low), skip])) that can be one Joined; gives them."""
@@ -29,9 +31,6 @@ def fits(module):
         return False
     conv = module.sources[0]
     return (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups) == SHAPE
-
-
-SHAPE = (3, 3), (1, 1), (1, 1), (1, 1), 1
 
 
 def low_and_skip(node):
