@@ -40,8 +40,10 @@ def low_and_skip(node):
     if len(parts) != 2 or cat.kwargs.get("dim", *cat.args[1:]) != 1:
         return None
     grown, skip = parts
-    if grown.target is not interpolate or grown.kwargs["mode"] != "nearest" or len(cat.users) + len(grown.users) > 2:
+    if grown.target is not interpolate or len(cat.users) + len(grown.users) > 2:
         return None
+    if grown.kwargs["mode"] != "nearest" or grown.kwargs["scale_factor"] not in (None, 2):
+        return None  # by another factor the pixels may be others than by the size that it leads to
     return grown.args[0], skip
 
 
