@@ -5,12 +5,14 @@ Label a few images, train, test, ask for the masks that the heuristic wants most
 
 import os
 
-from experiments import asking, augment, evaluation, prediction, selection, steps, training, weights
+from experiments import evaluation, steps
+from experiments.acquisition import prediction, querying, selection
 from experiments.components import SelectiveExperiment
 from experiments.errors import Refused
-from experiments.ledger import CEILING
-from experiments.observers import observers
-from experiments.record import kept_output
+from experiments.records.ledger import CEILING
+from experiments.records.observers import observers
+from experiments.records.sacred_record import kept_output
+from experiments.training import augment, trainer, weights
 
 
 def check(config, components, command):
@@ -36,14 +38,14 @@ def check(config, components, command):
         raise Refused(f"{who} goes on from saved weights: set checkpoint=last.")
     if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):
         raise Refused(f"label names a file, so it cannot be {config['label']!r}.")
-    training.check()
+    trainer.check()
     for component in components.values():
         if hasattr(component, "check"):
             component.check()
     prediction.check()
     evaluation.check()
     race = config["prediction"]["race"]
-    selection.check(components["heuristic"], components["batch"], asking.reduction(config), race)
+    selection.check(components["heuristic"], components["batch"], querying.reduction(config), race)
     selection.scorers(config["noted"])
     if command in ("main", "full"):
         steps.check({**config, **CEILING} if command == "full" else config, components)
@@ -51,7 +53,7 @@ def check(config, components, command):
 
 ex = SelectiveExperiment(
     "askmask",
-    ingredients=[training.ingredient, augment.ingredient, prediction.ingredient, evaluation.ingredient],
+    ingredients=[trainer.ingredient, augment.ingredient, prediction.ingredient, evaluation.ingredient],
     fractions=("start", "query", "pool_size"),
     check=check,
     observe=observers,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis.plots import COLOURS, named
 from experiments.errors import Refused
-from experiments.ledger import read
+from experiments.records.ledger import read
 
 SUMS = ["pixels", "confidence", "right"]
 AVERAGED, SINGLE = "averaged passes", "single pass"

@@ -5,10 +5,11 @@ from inspect import signature
 
 import numpy as np
 
-from experiments import ledger, training
 from experiments.components import ROOT, defaults, load
 from experiments.errors import Refused
 from experiments.randomness import generator
+from experiments.records import ledger
+from experiments.training import trainer
 
 
 def features(folder, root="", device="auto"):
@@ -20,7 +21,7 @@ def features(folder, root="", device="auto"):
     """
     import torch
 
-    from experiments.prediction import floats
+    from experiments.acquisition.prediction import floats
 
     model, layer, images = reopen(folder, root, device)
     means, order = [], []
@@ -49,7 +50,7 @@ def reopen(folder, root, device):
     place = ROOT / (root or defaults(data.ingredient)["root"])
     rng = generator(settings["seed"], settings["dataset"], "split")
     split = call(data.load, data.ingredient, settings, rng=rng, root=str(place)).train
-    device = training.prepare(device=device, threads=0, deterministic=False)
+    device = trainer.prepare(device=device, threads=0, deterministic=False)
     images = Store(split, device)
     if images.fingerprint != events[0]["data"][0]:
         raise Refused(f"The images in {place} are not those that {folder} learnt from: say where those are.")
@@ -57,7 +58,7 @@ def reopen(folder, root, device):
     model = call(model_file.build, model_file.ingredient, settings, channels=data.CHANNELS, classes=len(data.CLASSES))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using `tqdm.autonotebook")  # baal's, when imported into a notebook
-        model, _ = training.finish(model, model_file.MEAN, model_file.STD, device)
+        model, _ = trainer.finish(model, model_file.MEAN, model_file.STD, device)
     model.load_state_dict(weights)
     return model, model.get_submodule(model_file.LAYERS["bottleneck"]), images
 

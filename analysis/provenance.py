@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from analysis.plots import COLOURS, MARKERS
 from experiments.errors import Refused
-from experiments.ledger import read
 from experiments.randomness import generator
+from experiments.records.ledger import read
 
 OWN = ["id", "group", "picked", "score"]  # the columns that every table of a query has
 DRAWS = 500  # random batches that a query is compared with

@@ -18,8 +18,8 @@ from matplotlib import rc_context
 from PIL import Image
 
 from analysis import plots, runs, statistics
-from experiments import ledger
 from experiments.errors import Refused
+from experiments.records import ledger
 
 PACKED = ("ledger.jsonl", "timing.jsonl", "*.npy", "queries/*.csv")
 PICTURES = 24  # at most, in the gallery

@@ -11,7 +11,7 @@ from sacred.utils import iterate_flattened
 
 import active
 from experiments import components
-from experiments.ledger import CEILING
+from experiments.records.ledger import CEILING
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "baal", "sacred", "numpy", "scipy", "pandas", "monai", "scikit-image")

@@ -1,7 +1,7 @@
 """Every run of a results folder, a MongoDB or a CSV as one tidy DataFrame: `load("results")`.
 
 A folder is searched with all its subfolders, so a study with a folder for each of its cells is one frame. The
-stored arrays (experiments/ledger.py says which) are the contract for the curve; what only the ledger knows is
+stored arrays (experiments/records/ledger.py says which) are the contract for the curve; what only the ledger knows is
 taken from there, and the two must agree.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from experiments.errors import Refused
-from experiments.ledger import CEILING, comparable, read
+from experiments.records.ledger import CEILING, comparable, read
 
 TIMEOUT_MS = 3000  # until a server that does not answer is given up
 SETTINGS = ["dataset", "heuristic", "batch", "initial", "model", "label", "run"]

@@ -7,8 +7,8 @@ import torch
 from sacred import Ingredient
 
 from experiments import metrics
+from experiments.acquisition.prediction import pass_keys, predict, winner
 from experiments.errors import Refused
-from experiments.prediction import pass_keys, predict, winner
 
 ingredient = Ingredient("evaluation")
 
@@ -37,7 +37,7 @@ def evaluate(model, store, place, classes, passes, dropout, batch, advance=lambd
     images' pixels together, `accuracy` and `ece` are over pixels; `deterministic_*` are those of one pass
     without dropout. `bins` are those of metrics.calibration_bins.
     """
-    from experiments.inference import Network  # needs torch at once
+    from experiments.network.inference import Network  # needs torch at once
 
     network, scalars, arrays, calibration = Network(model), {}, {}, {}
     for prefix, stochastic in (("", dropout), ("deterministic_", False))[: 2 if dropout else 1]:

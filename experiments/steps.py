@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import asking, evaluation, learned, ledger, metrics, needs, training, weights
+from experiments import evaluation, metrics
+from experiments.acquisition import needs, querying
 from experiments.components import PRESETS
-from experiments.device import check_compiling
 from experiments.errors import Refused
-from experiments.ledger import Ledger, write
-from experiments.progress import Progress, plan
+from experiments.network.device import check_compiling
 from experiments.randomness import generator, key
+from experiments.records import ledger
+from experiments.records.ledger import Ledger, write
+from experiments.records.progress import Progress, plan
 from experiments.store import IGNORE, Store
+from experiments.training import learned, trainer, weights
 from heuristics.batches import top
 
 
@@ -81,7 +84,7 @@ def prepare(config, run, parts):
     from baal.active import ActiveLearningDataset  # takes seconds to import
 
     place, data, model_file = (config["seed"], config["dataset"]), parts["dataset"], parts["model"]
-    device = training.prepare(device=config["device"], threads=config["threads"])
+    device = trainer.prepare(device=config["device"], threads=config["threads"])
     for part in ("trainer", "prediction"):
         if config[part]["compiled"]:
             check_compiling(f"{part}.compiled")
@@ -99,7 +102,7 @@ def prepare(config, run, parts):
             print(f"Going on from {folder}, where {len(book.events)} steps are done.", flush=True)
         torch.manual_seed(key(*place, "weights") % 2**63)
         model = model_file.build(channels=data.CHANNELS, classes=classes)
-        model, first = training.finish(model, model_file.MEAN, model_file.STD, device)
+        model, first = trainer.finish(model, model_file.MEAN, model_file.STD, device)
         active = ActiveLearningDataset(range(size))
         yield State(config, run, parts, place, splits.crop, *stores, active, classes, model, first, book, bar)
 
@@ -132,8 +135,8 @@ def initial(state):
         def untrained():
             raise Refused(f"initial={name} looks at the model, and before its first training there is nothing to see.")
 
-        pool = asking.pool_of(state, range(len(state.train)), 0, model=untrained)
-        queries, _ = asking.ask(state.parts["initial"], top, pool, state.config["start"], state.at("initial"))
+        pool = querying.pool_of(state, range(len(state.train)), 0, model=untrained)
+        queries, _ = querying.ask(state.parts["initial"], top, pool, state.config["start"], state.at("initial"))
         named = {
             "classes": state.parts["dataset"].CLASSES,
             "test": state.test.ids if state.test else [],
@@ -147,7 +150,7 @@ def check_pool(state, cycle):
     """Let the heuristic refuse, before a training that its query follows, what the annotated images do not allow."""
     check = getattr(state.parts["heuristic"], "check_pool", None)
     if check and cycle < state.config["cycles"]:
-        check(pool=asking.pool_of(state, [], cycle))
+        check(pool=querying.pool_of(state, [], cycle))
 
 
 def label(state, queries):
@@ -219,22 +222,22 @@ def query(state, cycle):
         if weights.learns(state):
             trained()
         before = state.book.find("queried", cycle - 1)
-        pool = asking.pool_of(
+        pool = querying.pool_of(
             state,
-            asking.some(state, cycle),
+            querying.some(state, cycle),
             cycle,
             model=trained,
             memory=deepcopy(before["memory"]) if before else {},
             learner=state.learner and state.learner.eval(),
             advance=state.bar.advance,
         )
-        n, way = state.config["query"], asking.reduction(state.config)
+        n, way = state.config["query"], querying.reduction(state.config)
         heuristic, batch = state.parts["heuristic"], state.parts["batch"]
-        queries, scores = asking.ask(heuristic, batch, pool, n, (*state.at(cycle), "query"), way)
-        write(state.book.folder / "queries" / f"cycle_{cycle:03d}.csv", asking.table(pool, queries, scores))
+        queries, scores = querying.ask(heuristic, batch, pool, n, (*state.at(cycle), "query"), way)
+        write(state.book.folder / "queries" / f"cycle_{cycle:03d}.csv", querying.table(pool, queries, scores))
         event = state.book.append("queried", cycle, queries=queries, memory=pool.memory)
         state.book.time(cycle, query=perf_counter() - began)
-    asking.show(state, cycle, event["queries"])
+    querying.show(state, cycle, event["queries"])
     return event["queries"]
 
 

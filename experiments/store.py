@@ -21,8 +21,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from experiments.device import at_once
 from experiments.errors import BadData
+from experiments.network.device import at_once
 
 IGNORE = 255  # the mask value of pixels that no loss and no metric counts
 RAM = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes

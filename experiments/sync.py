@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from experiments.errors import Refused
-from experiments.mongo import behind, level, lost, opened, reason
-from experiments.record import records
+from experiments.records.mongo import behind, level, lost, opened, reason
+from experiments.records.sacred_record import records
 
 SECONDS = 60  # that one run may take
 

@@ -6,7 +6,7 @@ code adds the two entropies with these weights; the Jensen-Shannon divergence is
 
 from sacred import Ingredient
 
-from experiments.prediction import entropy
+from experiments.acquisition.prediction import entropy
 
 ingredient = Ingredient("alpha_mix")
 

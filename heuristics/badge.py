@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
+from experiments.acquisition.pool import pooled
+from experiments.acquisition.prediction import winner
 from experiments.errors import Refused
-from experiments.pool import pooled
-from experiments.prediction import winner
 
 ingredient = Ingredient("badge")
 

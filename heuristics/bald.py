@@ -6,7 +6,7 @@ https://arxiv.org/abs/1703.02910.
 
 from sacred import Ingredient
 
-from experiments.prediction import entropy
+from experiments.acquisition.prediction import entropy
 
 ingredient = Ingredient("bald")
 

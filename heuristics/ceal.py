@@ -9,8 +9,8 @@ import math
 import torch
 from sacred import Ingredient
 
+from experiments.acquisition.prediction import entropy, winner
 from experiments.errors import Refused
-from experiments.prediction import entropy, winner
 from experiments.store import IGNORE
 
 ingredient = Ingredient("ceal")

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
+from experiments.acquisition.prediction import entropy, winner
 from experiments.errors import Refused
-from experiments.prediction import entropy, winner
 from experiments.randomness import uniform
 from heuristics.badge import gathered
 from heuristics.batches.power import log_scores

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
+from experiments.acquisition.prediction import entropy, winner
 from experiments.errors import Refused
-from experiments.prediction import entropy, winner
 from heuristics.badge import gathered
 
 ingredient = Ingredient("contextual_diversity")

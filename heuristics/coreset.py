@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments import selection
+from experiments.acquisition import selection
+from experiments.acquisition.prediction import entropy
 from experiments.errors import Refused
-from experiments.prediction import entropy
 from heuristics.random import draws
 
 ingredient = Ingredient("coreset")

@@ -18,7 +18,7 @@ import torch
 from sacred import Ingredient
 from tqdm import tqdm
 
-from experiments import conformal
+from experiments.acquisition import conformal
 from experiments.errors import Refused
 from experiments.randomness import key, uniform
 

@@ -8,7 +8,7 @@ depends on its company; here it is over the image. With more than two classes th
 import torch
 from sacred import Ingredient
 
-from experiments.prediction import entropy
+from experiments.acquisition.prediction import entropy
 
 ingredient = Ingredient("edge_entropy")
 

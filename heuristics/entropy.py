@@ -7,7 +7,7 @@ logits instead of their probabilities and so differs.
 
 from sacred import Ingredient
 
-from experiments.prediction import entropy
+from experiments.acquisition.prediction import entropy
 
 ingredient = Ingredient("entropy")
 

@@ -8,8 +8,8 @@ https://arxiv.org/abs/2511.19183.
 import numpy as np
 from sacred import Ingredient
 
-from experiments.prediction import winner
-from experiments.selection import per_image
+from experiments.acquisition.prediction import winner
+from experiments.acquisition.selection import per_image
 from heuristics.random import draws
 
 ingredient = Ingredient("foreground_random")

@@ -6,7 +6,7 @@ and queries the 20 of highest entropy among them. Both scores can be any heurist
 
 from sacred import Ingredient
 
-from experiments import selection
+from experiments.acquisition import selection
 from experiments.components import load
 from experiments.errors import Refused
 from heuristics.batches.top import ranking

@@ -8,8 +8,8 @@ model's optimizer; here its own SGD alone owns it, and `joint` is a share of the
 import torch
 from sacred import Ingredient
 
+from experiments.acquisition.pool import pooled
 from experiments.errors import Refused
-from experiments.pool import pooled
 
 ingredient = Ingredient("learning_loss")
 NEEDS = ("features",)

@@ -11,7 +11,7 @@ from math import sqrt
 
 from sacred import Ingredient
 
-from experiments import selection
+from experiments.acquisition import selection
 from experiments.components import load
 from experiments.errors import Refused
 from heuristics.batches import top

@@ -6,7 +6,7 @@ and entropy with hybrid.diverse=30 for queries of 20.
 
 from sacred import Ingredient
 
-from experiments import selection
+from experiments.acquisition import selection
 from experiments.components import load
 from experiments.errors import Refused
 from heuristics.batches import top

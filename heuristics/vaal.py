@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
+from experiments.acquisition.prediction import floats
 from experiments.errors import Refused
-from experiments.prediction import floats
 
 ingredient = Ingredient("vaal")
 

@@ -6,7 +6,7 @@ Dagan & Engelson 1995, https://doi.org/10.1016/B978-1-55860-377-6.50027-X, the p
 
 from sacred import Ingredient
 
-from experiments.prediction import entropy
+from experiments.acquisition.prediction import entropy
 
 ingredient = Ingredient("vote")
 

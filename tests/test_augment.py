@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import augment
 from experiments.store import IGNORE
+from experiments.training import augment
 
 OFF = dict(flip=False, rotate=False, brightness=0, contrast=0, saturation=0, hue=0)
 ON = dict(flip=True, rotate=True, brightness=0.5, contrast=0.4, saturation=0.3, hue=0.05)

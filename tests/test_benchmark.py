@@ -12,8 +12,8 @@ from experiments.benchmark import __main__, items, peers, race, report, score, s
 from experiments.benchmark.report import Row
 from experiments.benchmark.timing import Time
 from experiments.errors import Refused
-from experiments.losses import LOSSES
 from experiments.store import Store
+from experiments.training.losses import LOSSES
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 TINY = {
@@ -254,7 +254,7 @@ def test_command(command, row, target, capsys, monkeypatch):
 
 
 def test_a_device_that_the_peers_lack_is_refused(monkeypatch, capsys):
-    monkeypatch.setattr(__main__.training, "prepare", lambda **settings: torch.device("mps"))
+    monkeypatch.setattr(__main__.trainer, "prepare", lambda **settings: torch.device("mps"))
     assert __main__.main(["score"]) == 1
     assert "--device cpu" in capsys.readouterr().err
 

@@ -14,9 +14,10 @@ from conftest import ROOT, command, events, ledger_bytes, settings
 from PIL import Image
 
 from data import phantom
-from experiments import steps, training
+from experiments import steps
 from experiments.errors import BadData, Refused
 from experiments.randomness import generator
+from experiments.training import trainer
 
 REFUSALS = [
     (["heuristic=blad"], ["'blad'", "Did you mean bald?"]),
@@ -155,7 +156,7 @@ def test_finished_run_is_not_run_twice(smoke, undisturbed, tmp_path, monkeypatch
     shutil.copytree(undisturbed, tmp_path / "results")
     file = tmp_path / "results" / "bald_0" / "ledger.jsonl"
     before = file.stat().st_mtime_ns, file.read_bytes()
-    monkeypatch.setattr(training, "fit", lambda *args, **more: pytest.fail("it trained again"))
+    monkeypatch.setattr(trainer, "fit", lambda *args, **more: pytest.fail("it trained again"))
     run = smoke(runs_dir=str(tmp_path / "runs"))
     assert run.status == "COMPLETED"
     assert run.result == events(undisturbed)[-1]["metrics"]["test.dice"]

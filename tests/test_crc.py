@@ -23,10 +23,11 @@ from test_heuristics import (  # noqa: F401  attach and model are fixtures
     plain_pool,
 )
 
-from experiments import conformal, needs, selection, steps
+from experiments import steps
+from experiments.acquisition import conformal, needs, selection
+from experiments.acquisition.pool import Annotated, Pool
 from experiments.components import load
 from experiments.errors import Refused
-from experiments.pool import Annotated, Pool
 from experiments.store import IGNORE
 from heuristics import crc
 from heuristics.batches import top
@@ -424,13 +425,13 @@ HELD_OUT = {"heuristic": "crc", "crc.calibrate": "held_out", "crc.alpha": 0.25, 
 
 
 def test_held_out_images_are_in_the_ledger_and_never_in_training(smoke, tmp_path, monkeypatch):
-    trained, fit = [], steps.training.fit
+    trained, fit = [], steps.trainer.fit
 
     def seen(model, train, labelled, *rest, **more):  # noqa: F811
         trained.append({train.ids[i] for i in labelled})
         return fit(model, train, labelled, *rest, **more)
 
-    monkeypatch.setattr(steps.training, "fit", seen)
+    monkeypatch.setattr(steps.trainer, "fit", seen)
     smoke(**HELD_OUT, cycles=2)
     found = events(tmp_path / "results", "crc")
     labelled, held = set(), []

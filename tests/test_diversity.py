@@ -14,8 +14,8 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestNeighbors
 from test_heuristics import attach, of_passes  # noqa: F401  attach is a fixture
 
+from experiments.acquisition.pool import Annotated, Pool
 from experiments.errors import Refused
-from experiments.pool import Annotated, Pool
 from heuristics import coreset, hybrid, kmeans, progressive, simple_diversity, two_stage
 from heuristics.batches import diverse, diverse_groups, stochastic
 

@@ -9,10 +9,10 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 from test_heuristics import attach, drawn_passes, eyes, generator, of_passes  # noqa: F401 attach is a fixture
 
-from experiments import selection
+from experiments.acquisition import selection
+from experiments.acquisition.pool import Annotated, Pool
+from experiments.acquisition.prediction import Prediction
 from experiments.errors import Refused
-from experiments.pool import Annotated, Pool
-from experiments.prediction import Prediction
 from heuristics import badge, class_stratified, contextual_diversity, entropy, probcover, random, typiclust
 from heuristics.batches import top
 

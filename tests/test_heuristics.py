@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import learned, prediction, selection
+from experiments.acquisition import prediction, selection
+from experiments.acquisition.pool import Pool, open_pool
+from experiments.acquisition.prediction import Prediction
 from experiments.components import defaults, load, names
 from experiments.errors import Refused
-from experiments.pool import Pool, open_pool
-from experiments.prediction import Prediction
 from experiments.store import Item, Split, Store
-from experiments.training import finish
+from experiments.training import learned
+from experiments.training.trainer import finish
 from heuristics import bald, entropy, expected_entropy, first, random, variance, vote_variance
 from heuristics.batches import balanced, top
 from models.unet import LAYERS, UNet

@@ -12,12 +12,13 @@ from test_prediction import PLACE, make_model, make_pool, make_store
 from torch import nn
 from torch.nn import functional as F
 
-from experiments import device, dropout, selection
+from experiments.acquisition import selection
+from experiments.acquisition.prediction import pass_keys, predict, winner
 from experiments.errors import Refused
-from experiments.inference import Network, plan
-from experiments.joining import grown
-from experiments.prediction import pass_keys, predict, winner
-from experiments.training import finish
+from experiments.network import device, dropout
+from experiments.network.inference import Network, plan
+from experiments.network.joining import grown
+from experiments.training.trainer import finish
 from heuristics import bald, entropy, expected_entropy
 from heuristics.batches import stochastic, top
 

@@ -10,7 +10,7 @@ from scipy.stats import wilcoxon
 from test_diversity import generator, pool_of
 from test_heuristics import attach  # noqa: F401  a fixture
 
-from experiments import selection
+from experiments.acquisition import selection
 from experiments.components import load
 
 SEEDS, QUERY = range(20), 8

@@ -12,13 +12,13 @@ from scipy import stats
 from test_heuristics import drawn_passes, of_passes, pixel
 from test_training import SIDE, make_model, make_store, same, scripted, weights
 
-from experiments import augment, learned, training
+from experiments.acquisition.pool import Eyes, Pool
 from experiments.components import defaults
 from experiments.errors import Refused
-from experiments.ledger import Ledger, hash_weights
-from experiments.losses import LOSSES
-from experiments.pool import Eyes, Pool
+from experiments.records.ledger import Ledger, hash_weights
 from experiments.store import IGNORE, Store
+from experiments.training import augment, learned, trainer
+from experiments.training.losses import LOSSES
 from heuristics import ceal, entropy, learning_loss, least_confidence, margin, vaal
 from models.unet import LAYERS
 
@@ -38,7 +38,7 @@ def attach(monkeypatch):
             monkeypatch.setattr(function, "config", values)
 
     attach(augment)
-    attach(training, epochs=2, draws=2, batch=4, lr=0.01, validate_every=1, precision="float32")
+    attach(trainer, epochs=2, draws=2, batch=4, lr=0.01, validate_every=1, precision="float32")
     return attach
 
 
@@ -49,7 +49,7 @@ def strategy(heuristic, model, unlabelled=(), place=PLACE):
 
 
 def fit(model, train, val=None, labelled=(0, 1), **more):
-    return training.fit(model, train, list(labelled), val, PLACE, SIDE, **more)
+    return trainer.fit(model, train, list(labelled), val, PLACE, SIDE, **more)
 
 
 # ---- learning_loss
@@ -128,8 +128,8 @@ def test_each_optimizer_steps_its_own_parameters_once_a_batch(attach, monkeypatc
     attach(learning_loss)
     model, _ = make_model()
     taught, made = strategy(learning_loss, model), []
-    real = training.make_optimizer
-    monkeypatch.setattr(training, "make_optimizer", lambda *a, **more: made.append(real(*a, **more)) or made[-1])
+    real = trainer.make_optimizer
+    monkeypatch.setattr(trainer, "make_optimizer", lambda *a, **more: made.append(real(*a, **more)) or made[-1])
     before, counted, step = weights(taught.learner), [], taught.learner.optimizer.step
     monkeypatch.setattr(taught.learner.optimizer, "step", lambda: counted.append(step()))
     fit(model, make_store([0, 1, 2]), labelled=(0, 1, 2), strategy=taught)
@@ -155,12 +155,12 @@ def test_the_prediction_for_an_image_is_that_of_its_maps_means(attach):
 
 def test_a_learner_that_saw_the_maps_goes_back_to_the_best_epoch_with_the_model(attach, monkeypatch):
     attach(learning_loss)
-    attach(training, epochs=4, draws=2, batch=4, lr=0.01, validate_every=1, precision="float32")
+    attach(trainer, epochs=4, draws=2, batch=4, lr=0.01, validate_every=1, precision="float32")
     model, _ = make_model()
     taught, seen = strategy(learning_loss, model), []
     scripted(monkeypatch, model, loss=[3, 1, 2, 4])
-    validate = training.validate
-    monkeypatch.setattr(training, "validate", lambda *a: seen.append(weights(taught.learner)) or validate(*a))
+    validate = trainer.validate
+    monkeypatch.setattr(trainer, "validate", lambda *a: seen.append(weights(taught.learner)) or validate(*a))
     fit(model, make_store([0, 1]), make_store([5]), strategy=taught)
     assert same(weights(taught.learner), seen[1]) and not same(seen[1], seen[3])
 
@@ -431,7 +431,7 @@ def test_pseudo_labelled_crops_are_added_to_the_labelled_ones_up_to_a_share(atta
     """Two labelled images in 2 draws each and 3 others: at most 6 crops, or the share of 4."""
     shown, crops = [], augment.crops
     monkeypatch.setattr(augment, "crops", lambda store, indices, *a: shown.append(indices) or crops(store, indices, *a))
-    attach(training, epochs=1, draws=2, batch=4, precision="float32")
+    attach(trainer, epochs=1, draws=2, batch=4, precision="float32")
     added = min(added, round(share * 4))
     fit(make_model()[0], make_store(range(5)), labelled=(0, 2), pseudo=[1, 3, 4], pseudo_crops=share)
     counts = torch.cat(shown).bincount(minlength=5)
@@ -549,7 +549,7 @@ def test_pseudo_labels_need_the_last_weights(smoke, finished, tmp_path):
 
 def test_pseudo_labels_are_there_in_training_and_nowhere_else(smoke, monkeypatch, tmp_path, capsys):
     """All pixels are sure enough here: every image that is left of the pool is trained on, but never paid for."""
-    seen, stores, real = [], [], training.fit
+    seen, stores, real = [], [], trainer.fit
 
     def fit(model, train, labelled, *rest, pseudo=(), **more):
         stores.append(train)
@@ -561,7 +561,7 @@ def test_pseudo_labels_are_there_in_training_and_nowhere_else(smoke, monkeypatch
             raise KeyboardInterrupt
         return real(model, train, labelled, *rest, pseudo=pseudo, **more)
 
-    monkeypatch.setattr(training, "fit", fit)
+    monkeypatch.setattr(trainer, "fit", fit)
     with pytest.raises(KeyboardInterrupt):
         smoke(cycles=2, heuristic="ceal", ceal={"threshold": 2.0})
     assert seen == [(2, 0), (4, 12), (6, 10)]

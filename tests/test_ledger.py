@@ -14,9 +14,10 @@ import pytest
 import torch
 from conftest import ROOT, command, events, ledger_bytes, settings
 
-from experiments import ledger, training
 from experiments.errors import Refused
-from experiments.ledger import Ledger, append_line, finished, hash_weights, read, write
+from experiments.records import ledger
+from experiments.records.ledger import Ledger, append_line, finished, hash_weights, read, write
+from experiments.training import trainer
 
 SETTINGS = {"seed": 0, "unet": {"width": 2}}
 
@@ -96,7 +97,7 @@ def test_lock_within_a_process(folder):
 
 def test_lock_between_processes_dies_with_its_owner(folder):
     holder = f"""if True:
-        from experiments.ledger import Ledger
+        from experiments.records.ledger import Ledger
         with Ledger({str(folder)!r}, {SETTINGS!r}, ["abc"]):
             print("held", flush=True)
             input()"""
@@ -225,8 +226,8 @@ def test_lost_checkpoint_is_trained_again(smoke, undisturbed, longer, tmp_path, 
 
 def test_good_checkpoint_is_not_trained_again(smoke, undisturbed, longer, tmp_path, monkeypatch):
     shutil.copytree(undisturbed, tmp_path / "results")
-    trained, real = [], training.fit
-    monkeypatch.setattr(training, "fit", lambda *a, **more: trained.append(a[4]) or real(*a, **more))
+    trained, real = [], trainer.fit
+    monkeypatch.setattr(trainer, "fit", lambda *a, **more: trained.append(a[4]) or real(*a, **more))
     smoke(cycles=2)
     assert trained == [(0, "phantom", 2)]
     assert ledger_bytes(tmp_path / "results") == ledger_bytes(longer)

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from experiments import metrics
-from experiments.losses import LOSSES
 from experiments.store import IGNORE
+from experiments.training.losses import LOSSES
 
 CLASSES = 3
 

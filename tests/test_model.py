@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.dropout import KeyedDropout, patch
+from experiments.network.dropout import KeyedDropout, patch
 from models import unet
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from experiments import needs
+from experiments.acquisition import needs
 from experiments.components import defaults, load
 from experiments.errors import Refused
 

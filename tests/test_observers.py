@@ -19,10 +19,11 @@ from conftest import ROOT, command, events, free_port, join_heartbeat, ledger_by
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from experiments import components, observers, steps, sync
-from experiments import mongo as projection
+from experiments import components, steps, sync
 from experiments.errors import Refused, Terminated
-from experiments.record import LARGEST
+from experiments.records import mongo as projection
+from experiments.records import observers
+from experiments.records.sacred_record import LARGEST
 
 
 def measured(results, label="bald"):

@@ -19,9 +19,9 @@ from sacred.arg_parser import get_config_updates
 
 from analysis import reproduce, runs, statistics
 from analysis.report import LISTED, PICTURES, WIDTH, main, report
-from experiments import pictures
+from experiments.acquisition import pictures
 from experiments.errors import Refused
-from experiments.ledger import Ledger, read
+from experiments.records.ledger import Ledger, read
 
 EVIL = "<img src=x onerror=alert(1)>"
 VOID = {"meta", "img", "br", "link", "input", "hr"}

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import augment
 from experiments.components import defaults
 from experiments.errors import BadData
 from experiments.store import IGNORE, Item, Split, Store, ahead
+from experiments.training import augment
 
 SIZES = [(20, 24), (16, 16), (20, 24), (30, 18), (16, 16)] * 16
 

@@ -10,9 +10,9 @@ import torch
 from scipy import ndimage, stats
 from test_heuristics import UNSURE, drawn_passes, eyes, of_passes, pixel
 
-from experiments import selection
+from experiments.acquisition import selection
+from experiments.acquisition.pool import Pool
 from experiments.errors import Refused
-from experiments.pool import Pool
 from heuristics import (
     alpha_mix,
     ams,

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import augment, training
 from experiments.components import defaults
 from experiments.errors import Refused
-from experiments.losses import LOSSES
 from experiments.store import IGNORE, Item, Split, Store
+from experiments.training import augment, trainer
+from experiments.training.losses import LOSSES
 from models.unet import UNet
 
 pytestmark = pytest.mark.usefixtures("single_thread")
@@ -33,7 +33,7 @@ def settings(monkeypatch):
 
     def settings(**updates):
         attach(augment.ingredient)
-        attach(training.ingredient, **(FAST | updates))
+        attach(trainer.ingredient, **(FAST | updates))
 
     return settings
 
@@ -58,11 +58,11 @@ def make_store(seeds, labelled=None):
 
 def make_model(classes=2, p=0.1):
     torch.manual_seed(0)
-    return training.finish(UNet(3, classes, 2, p), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
+    return trainer.finish(UNet(3, classes, 2, p), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
 
 
 def fit(model, train, val=None, labelled=(0, 1), crop=SIDE, place=PLACE, **more):
-    return training.fit(model, train, list(labelled), val, place, crop, **more)
+    return trainer.fit(model, train, list(labelled), val, place, crop, **more)
 
 
 def weights(model):
@@ -74,7 +74,7 @@ def same(a, b):
 
 
 def validation_loss(model, store, loss="dice_ce"):
-    return training.validate(model, store, LOSSES[loss], lambda pixels: None)["loss"]
+    return trainer.validate(model, store, LOSSES[loss], lambda pixels: None)["loss"]
 
 
 # ---- schedules
@@ -82,7 +82,7 @@ def validation_loss(model, store, loss="dice_ce"):
 
 def factors(**updates):
     """The factor of the learning rate at an epoch, for 10 steps an epoch."""
-    values = defaults(training.ingredient) | dict(epochs=20, lr=0.5) | updates
+    values = defaults(trainer.ingredient) | dict(epochs=20, lr=0.5) | updates
     wanted = (
         "optimizer",
         "lr",
@@ -95,7 +95,7 @@ def factors(**updates):
         "power",
     )
     values = {name: values[name] for name in (*wanted, "epochs")}
-    made, scheduler = training.make_optimizer(torch.nn.Linear(2, 2), **values, steps_per_epoch=10)
+    made, scheduler = trainer.make_optimizer(torch.nn.Linear(2, 2), **values, steps_per_epoch=10)
     assert made.param_groups[0]["lr"] == pytest.approx(0.5 * scheduler.lr_lambdas[0](0))
     return lambda epoch: scheduler.lr_lambdas[0](round(epoch * 10))
 
@@ -120,7 +120,7 @@ def test_step_falls_at_every_step_size_epochs():
     assert [factor(e) for e in (2.9, 3, 5.9, 6)] == pytest.approx([1, 0.5, 0.5, 0.25])
 
 
-@pytest.mark.parametrize("schedule", training.SCHEDULES)
+@pytest.mark.parametrize("schedule", trainer.SCHEDULES)
 def test_warm_up_rises_linearly_and_the_schedule_follows(schedule):
     factor = factors(schedule=schedule, warmup=4.0)
     rise = [factor(epoch) for epoch in (0, 0.9, 1.9, 3.9)]
@@ -136,7 +136,7 @@ def test_warm_up_rises_linearly_and_the_schedule_follows(schedule):
 )
 def test_the_optimizer_is_the_named_one_with_its_settings(settings, optimizer, kind):
     settings(optimizer=optimizer, lr=0.02, weight_decay=0.03, momentum=0.8)
-    made, _ = training.make_optimizer(torch.nn.Linear(2, 2), steps_per_epoch=3)
+    made, _ = trainer.make_optimizer(torch.nn.Linear(2, 2), steps_per_epoch=3)
     group = made.param_groups[0]
     assert type(made) is kind and (group["lr"], group["weight_decay"]) == (0.02, 0.03)
     assert optimizer != "sgd" or (group["momentum"], group["nesterov"]) == (0.8, True)
@@ -144,7 +144,7 @@ def test_the_optimizer_is_the_named_one_with_its_settings(settings, optimizer, k
 
 def test_sgd_without_momentum_is_plain(settings):
     settings(optimizer="sgd", momentum=0.0)
-    made, _ = training.make_optimizer(torch.nn.Linear(2, 2), steps_per_epoch=3)
+    made, _ = trainer.make_optimizer(torch.nn.Linear(2, 2), steps_per_epoch=3)
     assert not made.param_groups[0]["nesterov"]
 
 
@@ -199,7 +199,7 @@ def test_a_compiled_step_is_the_step_itself(settings):
     found = []
     for compiled in (False, True):
         settings(optimizer="sgd", lr=0.1, compiled=compiled)
-        model, first = training.finish(copy.deepcopy(network), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
+        model, first = trainer.finish(copy.deepcopy(network), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
         fit(model, make_store([0, 1, 2]), make_store([8]), labelled=(0, 1, 2))
         found.append(weights(model))
     assert not same(found[0], first)
@@ -225,7 +225,7 @@ def scripted(monkeypatch, model, **values):
         filler = {"loss": 1.0, "dice": 0.5, "iou": 0.5}
         return filler | {name: given[len(seen) - 1] for name, given in values.items()}
 
-    monkeypatch.setattr(training, "validate", validate)
+    monkeypatch.setattr(trainer, "validate", validate)
     return seen
 
 
@@ -253,7 +253,7 @@ def test_dice_that_is_kept_is_that_of_the_restored_weights(settings):
     model, _ = make_model()
     val = make_store([7, 8])
     kept = fit(model, make_store([0, 1]), val)
-    again = training.validate(model, val, LOSSES["dice_ce"], lambda pixels: None)
+    again = trainer.validate(model, val, LOSSES["dice_ce"], lambda pixels: None)
     assert {**again, "epoch": kept["epoch"]} == pytest.approx(kept, abs=1e-6)
 
 
@@ -295,7 +295,7 @@ def test_a_crop_beyond_the_image_is_padded_with_0_and_ignored(settings, monkeypa
         masks.append(given)
         return LOSSES["dice_ce"](logits, given)
 
-    monkeypatch.setitem(training.LOSSES, "ce", watched)
+    monkeypatch.setitem(trainer.LOSSES, "ce", watched)
     settings(loss="ce", epochs=1)
     model, _ = make_model()
     model.register_forward_pre_hook(lambda module, given: inputs.append(given[0].detach().clone()))
@@ -358,12 +358,12 @@ def test_begin_puts_the_first_weights_back_unless_a_warm_start_goes_on(settings)
     fit(model, make_store([0, 1]))
     learnt = weights(model)
     assert not same(learnt, first)
-    training.begin(model=model, first=first, cycle=1, warm_start=True)
+    trainer.begin(model=model, first=first, cycle=1, warm_start=True)
     assert same(weights(model), learnt)
-    training.begin(model=model, first=first, cycle=1, warm_start=False)
+    trainer.begin(model=model, first=first, cycle=1, warm_start=False)
     assert same(weights(model), first)
     model.load_state_dict(learnt)
-    training.begin(model=model, first=first, cycle=0, warm_start=True)
+    trainer.begin(model=model, first=first, cycle=0, warm_start=True)
     assert same(weights(model), first)
 
 
@@ -379,7 +379,7 @@ def test_finish_normalises_by_mean_and_std():
     seen = []
     network = torch.nn.Sequential(torch.nn.Dropout(0.5))
     network.forward = lambda x: seen.append(x)
-    model, _ = training.finish(network, (0.5, 0.25, 0.0), (0.5, 1.0, 2.0), torch.device("cpu"))
+    model, _ = trainer.finish(network, (0.5, 0.25, 0.0), (0.5, 1.0, 2.0), torch.device("cpu"))
     model(torch.ones(1, 3, 2, 2))
     assert seen[0][0, :, 0, 0].tolist() == [1, 0.75, 0.5]
 
@@ -400,15 +400,15 @@ def test_finish_normalises_by_mean_and_std():
 )
 def test_check_refuses_a_setting_and_names_it(settings, setting, value):
     settings()
-    training.check()
+    trainer.check()
     with pytest.raises(Refused, match=rf"trainer\.{setting} .*{value}"):
-        training.check(**{setting: value})
+        trainer.check(**{setting: value})
 
 
 def test_a_device_that_is_not_there_is_refused():
     for device in ("cuda:99", "abacus"):
         with pytest.raises(Refused, match=f"device={device} cannot be used"):
-            training.prepare(device=device, threads=0, deterministic=False)
+            trainer.prepare(device=device, threads=0, deterministic=False)
 
 
 def test_a_lone_crop_that_batch_norm_cannot_take_is_refused_in_one_line(smoke):

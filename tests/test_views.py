@@ -13,11 +13,11 @@ from skimage.morphology import closing
 from test_command_line import one_line, typed  # noqa: F401  a fixture
 from test_heuristics import IDS, attach, generator, make_pool, model, of_passes, plain_pool  # noqa: F401  fixtures
 
-from experiments import asking, pictures, selection, views
+from experiments.acquisition import pictures, querying, selection, views
+from experiments.acquisition.pool import Annotated, Pool
+from experiments.acquisition.prediction import moments
 from experiments.components import load, names
 from experiments.errors import Refused
-from experiments.pool import Annotated, Pool
-from experiments.prediction import moments
 from experiments.randomness import generator as keyed
 from heuristics import alpha_mix, bald, entropy, mask_discrepancy, none, specular, tta
 
@@ -494,7 +494,7 @@ class Looked:
 
 
 def looked_at(ids, *args, cycle=0):
-    return [ids[i] for i in asking.some(Looked(ids, *args), cycle)]
+    return [ids[i] for i in querying.some(Looked(ids, *args), cycle)]
 
 
 def test_a_sub_pool_is_drawn_anew_in_each_cycle_whatever_the_order_of_the_files():

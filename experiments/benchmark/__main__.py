@@ -10,9 +10,9 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from experiments import training
 from experiments.benchmark import report
 from experiments.errors import Refused
+from experiments.training import trainer
 
 COMMANDS = {
     "score": "BALD of a pool by MC dropout, beside baal and the published baselines",
@@ -28,7 +28,7 @@ def main(words):
     """Run one command, print its rows and notes; returns the exit code."""
     options = parse(words)
     try:
-        device = training.prepare(device=options.device, threads=options.threads, deterministic=False)
+        device = trainer.prepare(device=options.device, threads=options.threads, deterministic=False)
         if device.type not in ("cpu", "cuda"):
             raise Refused(f"The peers run on cpu and cuda, not on {device.type}: use --device cpu.")
         machine = report.machine(device)

@@ -2,9 +2,11 @@
 
 import numpy as np
 
-from experiments import augment, evaluation, selection, training
+from experiments import evaluation
+from experiments.acquisition import selection
 from experiments.benchmark import peers, timing, work
-from experiments.inference import Network
+from experiments.network.inference import Network
+from experiments.training import augment, trainer
 from heuristics import bald
 from heuristics.batches import top
 
@@ -68,8 +70,8 @@ def variants(options, device):
 
     def train():
         labelled = list(range(options.labelled))
-        with work.configured(training.ingredient, **settings), work.configured(augment.ingredient):
-            training.fit(model, stores["labelled"], labelled, stores["val"], work.PLACE, crop)
+        with work.configured(trainer.ingredient, **settings), work.configured(augment.ingredient):
+            trainer.fit(model, stores["labelled"], labelled, stores["val"], work.PLACE, crop)
 
     def score():
         pool = work.pool_of(stores["pool"], Network(model), k)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from experiments import augment, training
 from experiments.benchmark import peers, timing, work
 from experiments.benchmark.report import Row
 from experiments.store import Item, Split, Store, decode
+from experiments.training import augment, trainer
 
 OPTIONS = {
     "rounds": (5, "all variants once in each"),
@@ -74,8 +74,8 @@ def epoch(store, number, count):
     """How many files one epoch of training decodes; the network is the smallest there is."""
     before, side = count(), min(32, *min(store.sizes))
     _, model = work.models(1, store.device)
-    with work.configured(training.ingredient, epochs=1, draws=1, loss="linear"), work.configured(augment.ingredient):
-        training.fit(model, store, list(range(len(store))), None, (*work.PLACE[:2], number), side)
+    with work.configured(trainer.ingredient, epochs=1, draws=1, loss="linear"), work.configured(augment.ingredient):
+        trainer.fit(model, store, list(range(len(store))), None, (*work.PLACE[:2], number), side)
     return count() - before
 
 

@@ -5,7 +5,7 @@ import torch
 
 from experiments.benchmark import peers, timing, work
 from experiments.benchmark.report import Row
-from experiments.inference import Network
+from experiments.network.inference import Network
 
 NOTE = (
     "Memory: what scoring adds to a process of its own, at its peak, over the images, the network, which is a 1 x 1 "

@@ -4,10 +4,11 @@ import sys
 
 import numpy as np
 
-from experiments import augment, selection, training
+from experiments.acquisition import selection
 from experiments.benchmark import peers, timing, work
 from experiments.benchmark.report import Row
-from experiments.inference import Network
+from experiments.network.inference import Network
+from experiments.training import augment, trainer
 from heuristics import bald
 from heuristics.batches.top import ranking
 
@@ -83,7 +84,7 @@ def trained(options, device):
     store = work.store_of(work.draw(64, options.side, options.side, seed=2), device)
     plain, model = work.models(options.width, device)
     settings = {"epochs": options.epochs, "draws": 1, "batch": 8, "lr": 0.002, "loss": "ce", "precision": "float32"}
-    with work.configured(augment.ingredient), work.configured(training.ingredient, **settings):
-        training.fit(model, store, list(range(len(store))), None, work.PLACE, options.side)
+    with work.configured(augment.ingredient), work.configured(trainer.ingredient, **settings):
+        trainer.fit(model, store, list(range(len(store))), None, work.PLACE, options.side)
     plain.load_state_dict(model.state_dict())
     return plain, model

@@ -9,7 +9,7 @@ import torch
 from experiments.benchmark import items, timing, work
 from experiments.benchmark.report import Row
 from experiments.benchmark.score import askmask
-from experiments.inference import Network
+from experiments.network.inference import Network
 from experiments.store import Item, Split, Store, decode
 
 OPTIONS = {

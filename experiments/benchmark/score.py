@@ -7,11 +7,11 @@ from statistics import median
 import numpy as np
 import torch
 
-from experiments import selection
+from experiments.acquisition import selection
+from experiments.acquisition.prediction import floats, pass_keys
 from experiments.benchmark import memory, peers, race, timing, work
 from experiments.errors import Refused
-from experiments.inference import Network
-from experiments.prediction import floats, pass_keys
+from experiments.network.inference import Network
 from heuristics import bald
 
 OPTIONS = {

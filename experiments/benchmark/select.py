@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
+from experiments.acquisition.pool import Pool
 from experiments.benchmark import timing
 from experiments.errors import Refused
-from experiments.pool import Pool
 from experiments.randomness import uniform
 from heuristics.batches import stochastic
 

@@ -2,11 +2,11 @@
 
 import torch
 
-from experiments import augment, training
+from experiments.acquisition.prediction import floats, pass_keys, two_sided
 from experiments.benchmark import peers, timing, work
-from experiments.device import autocast
-from experiments.losses import LOSSES
-from experiments.prediction import floats, pass_keys, two_sided
+from experiments.network.device import autocast
+from experiments.training import augment, trainer
+from experiments.training.losses import LOSSES
 
 OPTIONS = {
     "rounds": (5, "all variants once in each"),
@@ -53,13 +53,13 @@ def variants(width, options, device):
     x = floats(torch.stack(ready))
     masks = torch.stack([store.mask(i % options.images)[:crop, :crop] for i in range(batch)])
     keys = pass_keys(work.PLACE, "train", range(batch), 1)[0].to(device)
-    with work.configured(training.ingredient, **SETTINGS):
-        optimizer, _ = training.make_optimizer(bare_model, steps_per_epoch=steps)
+    with work.configured(trainer.ingredient, **SETTINGS):
+        optimizer, _ = trainer.make_optimizer(bare_model, steps_per_epoch=steps)
 
     def fit(compiled=False):
         own = dict(epochs=1, draws=options.draws, batch=batch, compiled=compiled, precision=precision(options))
-        with work.configured(training.ingredient, **SETTINGS, **own), work.configured(augment.ingredient):
-            training.fit(model, store, list(range(len(store))), None, work.PLACE, crop)
+        with work.configured(trainer.ingredient, **SETTINGS, **own), work.configured(augment.ingredient):
+            trainer.fit(model, store, list(range(len(store))), None, work.PLACE, crop)
 
     def bare():
         bare_model.train()

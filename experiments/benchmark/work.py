@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments import prediction, training
+from experiments.acquisition import prediction
+from experiments.acquisition.pool import open_pool
 from experiments.components import defaults
-from experiments.pool import open_pool
 from experiments.store import Item, Split, Store
+from experiments.training import trainer
 from models.unet import MEAN, STD, UNet
 
 PLACE = (0, "benchmark", 0)
@@ -52,7 +53,7 @@ def models(width, device):
 
 def ready(plain, device):
     """A copy of a plain model as AskMask runs it."""
-    return training.finish(deepcopy(plain), MEAN, STD, device)[0]
+    return trainer.finish(deepcopy(plain), MEAN, STD, device)[0]
 
 
 def pool_of(store, network, passes, place=PLACE, scorers=None, **settings):

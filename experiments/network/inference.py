@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from experiments import device
-from experiments.folding import fold, halves, traced
-from experiments.joining import join
+from experiments.network import device
+from experiments.network.folding import fold, halves, traced
+from experiments.network.joining import join
 
 PLANS = WeakKeyDictionary()  # {model: {settings: its halves}}: tracing and compiling are done once, not in each cycle
 

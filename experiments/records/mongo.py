@@ -17,7 +17,7 @@ from pymongo.errors import ConfigurationError, DuplicateKeyError, OperationFailu
 
 from experiments.components import ROOT
 from experiments.errors import Refused
-from experiments.record import measured, records, settle
+from experiments.records.sacred_record import measured, records, settle
 
 ANSWER = 4  # seconds in which a server says that it is there
 CHUNK = 2**23  # bytes; Omniboard shows no more of a picture than its first chunk

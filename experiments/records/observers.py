@@ -6,8 +6,8 @@ from time import monotonic
 
 from sacred.observers import FileStorageObserver, RunObserver
 
-from experiments.ledger import CEILING, finished
-from experiments.record import Record, say
+from experiments.records.ledger import CEILING, finished
+from experiments.records.sacred_record import Record, say
 
 ATTEMPT = 4  # seconds that one exchange with the database may take
 PATIENCE = 9  # seconds that a run waits for it at its end: an exchange under way, and one more
@@ -23,7 +23,7 @@ def observers(config, url, command):
         return level
     files = [FileStorageObserver(config["runs_dir"])] if config["runs_dir"] else []
     if config["tensorboard_dir"]:
-        from experiments.tensorboard import TensorBoard  # optional
+        from experiments.records.tensorboard import TensorBoard  # optional
 
         files.append(TensorBoard(config["tensorboard_dir"], folder))
     return [Record(folder), *files, *level]
@@ -73,7 +73,7 @@ class Level(RunObserver):
                         self.done.set()
                     others = others and not self._level(self.folder.parent)
                 except Exception as error:
-                    from experiments.mongo import reason
+                    from experiments.records.mongo import reason
 
                     self._say(reason(error))
                     rested = monotonic() + REST
@@ -82,7 +82,7 @@ class Level(RunObserver):
 
     def _level(self, folder):
         """Whether the folder was gone through before the next beat."""
-        from experiments.mongo import behind, level, opened  # late, for a run without a database
+        from experiments.records.mongo import behind, level, opened  # late, for a run without a database
 
         with opened(self.url, ATTEMPT) as database:
             paths = behind(database, folder)

@@ -8,9 +8,9 @@ from math import nan
 import numpy as np
 import torch
 
+from experiments.acquisition.prediction import winner
 from experiments.components import defaults, load
 from experiments.errors import Refused
-from experiments.prediction import winner
 from heuristics.batches.top import ranking
 
 KNOWN = "mean, sum, max, q1 to q99 (a percentile), foreground, boundary"

@@ -13,9 +13,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from experiments import views
+from experiments.acquisition import views
+from experiments.acquisition.prediction import floats, ingredient, moments, pass_keys, predict, two_sided
 from experiments.errors import Refused
-from experiments.prediction import floats, ingredient, moments, pass_keys, predict, two_sided
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Eyes:
 
     @cached_property
     def network(self):
-        from experiments.inference import Network  # needs torch at once
+        from experiments.network.inference import Network  # needs torch at once
 
         return Network(self.model(), self.compiled, self.precision, self.mc_chunk)
 
@@ -82,7 +82,7 @@ class Eyes:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        from experiments.learned import parted  # which looks at layers with what is below
+        from experiments.training.learned import parted  # which looks at layers with what is below
 
         if weights not in self.others:
             model = deepcopy(self.frame())

@@ -8,7 +8,7 @@ it defines modules.
 import torch
 from torch.nn.functional import avg_pool2d, interpolate
 
-from experiments.folding import Folded, called
+from experiments.network.folding import Folded, called
 
 SHAPE = (3, 3), (1, 1), (1, 1), (1, 1), 1  # kernel, stride, padding, dilation, groups of what can be joined
 

@@ -1,7 +1,7 @@
 """Sacred's record of each start of a run, kept beside its ledger: results/<label>_<run>/sacred/<uid>.json.
 
 What MongoDB shall hold of the start and the ledger does not say: settings, host, times, status, output, artifacts
-(paths relative to the results folder). The database is made from both (experiments/mongo.py), now or later.
+(paths relative to the results folder). The database is made from both (experiments/records/mongo.py), now or later.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ from sacred.observers import MongoObserver
 from sacred.utils import SacredInterrupt
 from tqdm import tqdm
 
-from experiments.ledger import read, write
+from experiments.records.ledger import read, write
 
 LARGEST = 2**18  # characters of the output, or of one entry of `info`, that a record keeps: MongoDB takes 16 MB in all
 

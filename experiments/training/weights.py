@@ -5,9 +5,10 @@ from time import perf_counter
 
 import numpy as np
 
-from experiments import asking, learned, training
+from experiments.acquisition import querying
 from experiments.errors import Refused
 from experiments.store import IGNORE
+from experiments.training import learned, trainer
 
 
 def fit(state, cycle):
@@ -19,11 +20,11 @@ def fit(state, cycle):
     labelled = [i for i in state.active.get_indices_for_active_step() if i not in held]
     state.bar.start(f"cycle {cycle}/{state.config['cycles']}, training on {len(labelled)}")
     with pseudo_labelled(state, cycle) as pseudo:
-        training.begin(state.model, state.first, cycle)
+        trainer.begin(state.model, state.first, cycle)
         strategy = strategy_of(state, cycle) if learns(state) else None
         state.learner = strategy and strategy.learner
         if labelled:
-            seen = training.fit(
+            seen = trainer.fit(
                 state.model,
                 state.train,
                 labelled,
@@ -63,14 +64,14 @@ def goes_on(config, heuristic):
 def pseudo_labelled(state, cycle):
     """In here `train` has the heuristic's pseudo labels, of the last cycle's weights, as masks of unlabelled images.
 
-    Gives what training.fit must know of them; nothing without any.
+    Gives what trainer.fit must know of them; nothing without any.
     """
     heuristic, masked = state.parts["heuristic"], []
     if not cycle or not hasattr(heuristic, "pseudo_labels"):
         yield {}
         return
-    indices = asking.some(state, cycle - 1)
-    pool = asking.pool_of(state, indices, cycle - 1, model=lambda: state.model, advance=state.bar.advance)
+    indices = querying.some(state, cycle - 1)
+    pool = querying.pool_of(state, indices, cycle - 1, model=lambda: state.model, advance=state.bar.advance)
     try:
         for positions, masks in heuristic.pseudo_labels(pool=pool):
             for position, mask in zip(positions, masks, strict=True):

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from experiments import augment
-from experiments.pool import watched
+from experiments.acquisition.pool import watched
 from experiments.randomness import generator
+from experiments.training import augment
 
 PREFIX = "learner."  # of the learner's tensors in a checkpoint
 

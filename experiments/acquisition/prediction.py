@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments.device import PRECISIONS
 from experiments.errors import Refused
+from experiments.network.device import PRECISIONS
 from experiments.randomness import key
 
 ingredient = Ingredient("prediction")
@@ -64,7 +64,7 @@ def predict(model, images, ids, keys=None, needs=(), balanced=False):
     `keys` (K, B) int64 makes K stochastic passes; None makes a single deterministic one. A model with one
     logit is read as foreground against background. A batch that the device cannot hold is halved, its passes single.
     """
-    from experiments.inference import Network  # needs torch at once
+    from experiments.network.inference import Network  # needs torch at once
 
     network = model if isinstance(model, Network) else Network(model)
     try:

@@ -5,10 +5,10 @@ import io
 
 import numpy as np
 
-from experiments import selection
-from experiments.ledger import write
-from experiments.pool import open_pool
+from experiments.acquisition import selection
+from experiments.acquisition.pool import open_pool
 from experiments.randomness import generator, key, uniform
+from experiments.records.ledger import write
 
 
 def ask(heuristic, batch, pool, n, place, reduction="mean"):
@@ -80,7 +80,7 @@ def table(pool, queries, scores):
 
 def show(state, cycle, queries):
     """Draw what was asked for as queries/cycle_<n>.png and an artifact."""
-    from experiments import pictures  # matplotlib takes a second to import
+    from experiments.acquisition import pictures  # matplotlib takes a second to import
 
     path = state.book.folder / "queries" / f"cycle_{cycle:03d}.png"
     if not path.exists():

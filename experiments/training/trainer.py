@@ -7,13 +7,14 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments import augment, metrics
-from experiments.device import PRECISIONS, autocast, compiled_for
+from experiments import metrics
+from experiments.acquisition.pool import watched
+from experiments.acquisition.prediction import pass_keys, predict, two_sided, winner
 from experiments.errors import Refused
-from experiments.losses import LOSSES
-from experiments.pool import watched
-from experiments.prediction import pass_keys, predict, two_sided, winner
+from experiments.network.device import PRECISIONS, autocast, compiled_for
 from experiments.randomness import generator
+from experiments.training import augment
+from experiments.training.losses import LOSSES
 
 ingredient = Ingredient("trainer")
 
@@ -85,7 +86,7 @@ def prepare(device, threads, deterministic):
 
 def finish(model, mean, std, device):
     """Make `model` ready for [0, 1] images and keyed dropout: (model, its first weights)."""
-    from experiments.dropout import patch  # defines a module, so it needs torch at once
+    from experiments.network.dropout import patch  # defines a module, so it needs torch at once
 
     model.dropout_keys = patch(model)
     if any(mean) or any(value != 1 for value in std):
@@ -209,7 +210,7 @@ SCHEDULES = {  # (epoch, share of the training done, step_size, gamma, power) ->
 
 def validate(model, store, objective, advance):
     """Mean loss, Dice and IoU of the single deterministic pass over whole images, as plain floats."""
-    from experiments.inference import Network  # needs torch at once
+    from experiments.network.inference import Network  # needs torch at once
 
     network, losses, counted = Network(model), [], []
     for members, images in store.batches(range(len(store))):

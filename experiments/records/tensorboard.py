@@ -11,7 +11,7 @@ from PIL import Image
 from sacred.observers import RunObserver
 
 from experiments.errors import Refused
-from experiments.ledger import read
+from experiments.records.ledger import read
 
 
 class TensorBoard(RunObserver):

@@ -7,7 +7,7 @@ from collections import Counter
 
 import torch
 
-from experiments.dropout import KeyedDropout
+from experiments.network.dropout import KeyedDropout
 
 
 def traced(model):
