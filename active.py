@@ -11,7 +11,7 @@ from experiments.components import SelectiveExperiment
 from experiments.errors import Refused
 from experiments.records.ledger import CEILING
 from experiments.records.observers import observers
-from experiments.records.sacred_record import kept_output
+from experiments.records.sacred_record import keep_output
 from experiments.training import augment, trainer, weights
 
 
@@ -33,7 +33,7 @@ def check(config, components, command):
         raise Refused(f"full trains on every label: leave out initial={config['initial']}.")
     if config["checkpoint"] not in ("last", "all", "none"):
         raise Refused(f"checkpoint is one of last, all, none, not {config['checkpoint']!r}.")
-    if config["checkpoint"] == "none" and weights.goes_on(config, components["heuristic"]):
+    if config["checkpoint"] == "none" and weights.continues_weights(config, components["heuristic"]):
         who = "trainer.warm_start" if config["trainer"]["warm_start"] else f"heuristic={config['heuristic']}"
         raise Refused(f"{who} goes on from saved weights: set checkpoint=last.")
     if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):
@@ -100,7 +100,7 @@ def full(_config, _run):
 
 def learn(config, run):
     """One run, gone on with where its ledger ends; returns the last test Dice, None without test images."""
-    with kept_output(run), steps.prepare(config, run, ex.components) as state:
+    with keep_output(run), steps.prepare(config, run, ex.components) as state:
         queries = steps.initial(state)
         for cycle in range(config["cycles"] + 1):
             steps.label(state, queries)

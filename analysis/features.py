@@ -58,7 +58,7 @@ def reopen(folder, root, device):
     model = call(model_file.build, model_file.ingredient, settings, channels=data.CHANNELS, classes=len(data.CLASSES))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using `tqdm.autonotebook")  # baal's, when imported into a notebook
-        model, _ = trainer.finish(model, model_file.MEAN, model_file.STD, device)
+        model, _ = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)
     model.load_state_dict(weights)
     return model, model.get_submodule(model_file.LAYERS["bottleneck"]), images
 

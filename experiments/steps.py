@@ -14,16 +14,17 @@ import torch
 
 from experiments import evaluation, metrics
 from experiments.acquisition import needs, querying
-from experiments.components import PRESETS
+from experiments.components import PRESETS, load
 from experiments.errors import Refused
+from experiments.network import checkpoint
 from experiments.network.device import check_compiling
 from experiments.randomness import generator, key
 from experiments.records import ledger
-from experiments.records.ledger import Ledger, write
+from experiments.records.files import write
+from experiments.records.ledger import Ledger
 from experiments.records.progress import Progress, plan
 from experiments.store import IGNORE, Store
-from experiments.training import learned, trainer, weights
-from heuristics.batches import top
+from experiments.training import trainer, weights
 
 
 @dataclass
@@ -42,7 +43,7 @@ class State:
     classes: int
     model: Any
     first: dict  # the weights that every cycle starts from
-    book: Ledger
+    ledger: Ledger
     bar: Progress
     holds: int | None = None  # the cycle whose trained weights are in the model
     learner: Any = None  # what a learned strategy trained beside them
@@ -56,7 +57,7 @@ def check(config, parts):
     print(f"Dataset {config['dataset']}: {parts['dataset'].__doc__.splitlines()[0]}", flush=True)
     splits = find_images(config, parts)
     needs.check(config, parts, splits)
-    config = counted(config, parts, len(splits.train))
+    config = resolve_counts(config, parts, len(splits.train))
     if 0 < config["pool_size"] < config["query"]:
         looked, asked = config["pool_size"], config["query"]
         raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
@@ -68,7 +69,7 @@ def find_images(config, parts):
     return parts["dataset"].load(rng=generator(config["seed"], config["dataset"], "split"))
 
 
-def counted(config, parts, size):
+def resolve_counts(config, parts, size):
     """The settings with shares of the `size` training images as numbers of images."""
     start = 0 if getattr(parts["initial"], "EMPTY", False) else config["start"]
     return {**config, "start": count(start, size), **{k: count(config[k], size) for k in ("query", "pool_size")}}
@@ -94,20 +95,20 @@ def prepare(config, run, parts):
     for annotated in filter(None, (val, test)):
         annotated.label(range(len(annotated)))
     size, classes = len(train), len(data.CLASSES)
-    config, folder = counted(config, parts, size), folder_of(config)
-    introduce(config, run, parts, splits, test, classes)
+    config, folder = resolve_counts(config, parts, size), folder_of(config)
+    print_summary(config, run, parts, splits, test, classes)
     fingerprints = [store and store.fingerprint for store in stores]
-    with Ledger(folder, config, fingerprints) as book, Progress(plan(config, splits.crop, *stores)) as bar:
-        if book.events:
-            print(f"Going on from {folder}, where {len(book.events)} steps are done.", flush=True)
+    with Ledger(folder, config, fingerprints) as ledger, Progress(plan(config, splits.crop, *stores)) as bar:
+        if ledger.events:
+            print(f"Going on from {folder}, where {len(ledger.events)} steps are done.", flush=True)
         torch.manual_seed(key(*place, "weights") % 2**63)
         model = model_file.build(channels=data.CHANNELS, classes=classes)
-        model, first = trainer.finish(model, model_file.MEAN, model_file.STD, device)
+        model, first = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)
         active = ActiveLearningDataset(range(size))
-        yield State(config, run, parts, place, splits.crop, *stores, active, classes, model, first, book, bar)
+        yield State(config, run, parts, place, splits.crop, *stores, active, classes, model, first, ledger, bar)
 
 
-def introduce(config, run, parts, splits, test, classes):
+def print_summary(config, run, parts, splits, test, classes):
     """Say what is about to be done, and what an answer that looks at nothing would score."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
     queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
@@ -127,7 +128,7 @@ def introduce(config, run, parts, splits, test, classes):
 
 def initial(state):
     """Choose the first images, the same for every heuristic and batch of one run number; returns their queries."""
-    event = state.book.find("start")
+    event = state.ledger.find("start")
     if event is None:
         check_pool(state, 0)
         name = state.config["initial"]
@@ -136,13 +137,15 @@ def initial(state):
             raise Refused(f"initial={name} looks at the model, and before its first training there is nothing to see.")
 
         pool = querying.pool_of(state, range(len(state.train)), 0, model=untrained)
-        queries, _ = querying.ask(state.parts["initial"], top, pool, state.config["start"], state.at("initial"))
+        queries, _ = querying.ask(
+            state.parts["initial"], load("batch", "top"), pool, state.config["start"], state.at("initial")
+        )
         named = {
             "classes": state.parts["dataset"].CLASSES,
             "test": state.test.ids if state.test else [],
             "constant_dice": state.run.info.get("constant_dice"),
         }
-        event = state.book.append("start", queries=queries, **named)
+        event = state.ledger.append("start", queries=queries, **named)
     return event["queries"]
 
 
@@ -165,7 +168,7 @@ def label(state, queries):
 
 def train_and_test(state, cycle):
     """Train on what is labelled and test; logs the metrics, returns the test Dice or None."""
-    event = state.book.find("evaluated", cycle)
+    event = state.ledger.find("evaluated", cycle)
     if event is None:
         check_pool(state, cycle)
         seconds, seen = weights.fit(state, cycle)
@@ -176,11 +179,11 @@ def train_and_test(state, cycle):
             scalars, arrays, calibration = evaluation.evaluate(
                 state.model, state.test, state.at(cycle), state.classes, advance=state.bar.advance
             )
-        saved = learned.joined(state.model, state.learner)
-        digest = state.book.save_weights(cycle, saved, state.config["checkpoint"])
+        saved = checkpoint.pack(state.model, state.learner)
+        digest = state.ledger.save_weights(cycle, saved, state.config["checkpoint"])
         epoch = seen.pop("epoch", None)  # no measurement: apart from the metrics, which one axis shows together
         labelled = state.active.get_indices_for_active_step()
-        event = state.book.append(
+        event = state.ledger.append(
             "evaluated",
             cycle,
             images=len(labelled),
@@ -193,8 +196,8 @@ def train_and_test(state, cycle):
             epoch=epoch,
             weights=digest,
         )
-        state.book.drop_weights(cycle, state.config["checkpoint"])
-        state.book.time(cycle, train=seconds, evaluate=perf_counter() - began)
+        state.ledger.drop_weights(cycle, state.config["checkpoint"])
+        state.ledger.time(cycle, train=seconds, evaluate=perf_counter() - began)
     return publish(state, cycle, event)
 
 
@@ -207,13 +210,13 @@ def cost(masks):
 
 def query(state, cycle):
     """Ask for the next images; returns their queries."""
-    event = state.book.find("queried", cycle)
+    event = state.ledger.find("queried", cycle)
     if event is None:
         stage = f"cycle {cycle}/{state.config['cycles']}, scoring the pool"
 
         def trained():
             if state.holds != cycle:
-                weights.recall(state, cycle)
+                weights.restore(state, cycle)
                 state.bar.start(stage)
             return state.model
 
@@ -221,10 +224,10 @@ def query(state, cycle):
         state.bar.start(stage)
         if weights.learns(state):
             trained()
-        before = state.book.find("queried", cycle - 1)
+        before = state.ledger.find("queried", cycle - 1)
         pool = querying.pool_of(
             state,
-            querying.some(state, cycle),
+            querying.candidates(state, cycle),
             cycle,
             model=trained,
             memory=deepcopy(before["memory"]) if before else {},
@@ -234,10 +237,10 @@ def query(state, cycle):
         n, way = state.config["query"], querying.reduction(state.config)
         heuristic, batch = state.parts["heuristic"], state.parts["batch"]
         queries, scores = querying.ask(heuristic, batch, pool, n, (*state.at(cycle), "query"), way)
-        write(state.book.folder / "queries" / f"cycle_{cycle:03d}.csv", querying.table(pool, queries, scores))
-        event = state.book.append("queried", cycle, queries=queries, memory=pool.memory)
-        state.book.time(cycle, query=perf_counter() - began)
-    querying.show(state, cycle, event["queries"])
+        write(state.ledger.folder / "queries" / f"cycle_{cycle:03d}.csv", querying.table(pool, queries, scores))
+        event = state.ledger.append("queried", cycle, queries=queries, memory=pool.memory)
+        state.ledger.time(cycle, query=perf_counter() - began)
+    querying.draw_query(state, cycle, event["queries"])
     return event["queries"]
 
 
@@ -246,7 +249,7 @@ def publish(state, cycle, event):
     for name, value in event["metrics"].items():
         state.run.log_scalar(name, value, event["images"])
     state.run.info["labelled_images"] = event["images"]
-    state.book.write_arrays()
+    state.ledger.write_arrays()
     dice = event["metrics"].get("test.dice")
     result = "no test images"
     if dice is not None:
@@ -260,14 +263,14 @@ def conclude(state):
     """Hand the arrays to the observers and say where the result lies."""
     if not state.active.n_unlabelled and state.config["cycles"]:
         state.bar.line("Every image of the pool is labelled: the run ends here.")
-    paths = state.book.write_arrays()
+    paths = state.ledger.write_arrays()
     for path in paths:
         state.run.add_artifact(str(path), path.name)
-    curve = state.book.folder.with_name(state.book.folder.name + ".npy")
+    curve = state.ledger.folder.with_name(state.ledger.folder.name + ".npy")
     if curve in paths and state.config["cycles"]:
         state.run.add_artifact(str(draw_curve(state)), "learning_curve.png")
-    state.run.info["queries"] = [e for e in state.book.events if e["event"] == "queried"]
-    state.bar.line(str(curve if curve in paths else state.book.folder))
+    state.run.info["queries"] = [e for e in state.ledger.events if e["event"] == "queried"]
+    state.bar.line(str(curve if curve in paths else state.ledger.folder))
 
 
 def draw_curve(state):
@@ -275,9 +278,9 @@ def draw_curve(state):
     from analysis import plots, runs  # pandas and matplotlib take a second to import
 
     png = io.BytesIO()
-    frame = runs.load(state.book.folder)
+    frame = runs.load(state.ledger.folder)
     plots.curves(frame, constant=state.run.info["constant_dice"]).savefig(png, dpi=100)
-    path = state.book.folder / "learning_curve.png"
+    path = state.ledger.folder / "learning_curve.png"
     write(path, png.getvalue())
     return path
 

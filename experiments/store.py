@@ -108,7 +108,7 @@ class Store:
     def __init__(self, split, device, memory=RAM // 4):
         self.split, self.device = split, torch.device(device)
         self.ids, self.groups = split.ids, split.groups
-        images = tqdm(ahead(split), "reading images", len(split), leave=False, disable=None, delay=1)
+        images = tqdm(read_ahead(split), "reading images", len(split), leave=False, disable=None, delay=1)
         self.pixels, sizes, self.fingerprint = _flat(images, self.device, memory)
         self.sizes = sizes
         self.least = tuple(map(min, zip(*sizes, strict=True)))  # height and width that every image has
@@ -161,7 +161,7 @@ class Store:
         return mask
 
 
-def ahead(split, window=32):
+def read_ahead(split, window=32):
     """Yield every image in order, decoded a few ahead in worker threads."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as workers:
         waiting = deque()

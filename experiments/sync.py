@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from experiments.errors import Refused
-from experiments.records.mongo import behind, level, lost, opened, reason
+from experiments.records.mongo import lost, opened, outdated, reason, upsert_run
 from experiments.records.sacred_record import records
 
 SECONDS = 60  # that one run may take
@@ -23,12 +23,12 @@ def main(folder, url):
         raise Refused(f"{folder} holds no record of a run: give the results_dir of active.py.")
     url = url or recorded(known)
     with opened(url, SECONDS) as database:
-        paths = behind(database, folder)
+        paths = outdated(database, folder)
     failed = 0
     for path in reversed(paths):
         try:
             with opened(url, SECONDS) as database:
-                print(f"{path.parents[1]} of {path.stem[:15]}: run {level(database, path)}", flush=True)
+                print(f"{path.parents[1]} of {path.stem[:15]}: run {upsert_run(database, path)}", flush=True)
         except Exception as error:
             if lost(error):
                 raise

@@ -12,11 +12,11 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import entropy, winner
+from experiments.acquisition.ranking import ranking
 from experiments.errors import Refused
 from experiments.randomness import uniform
 from heuristics.badge import gathered
 from heuristics.batches.power import log_scores
-from heuristics.batches.top import ranking
 
 ingredient = Ingredient("class_stratified")
 

@@ -7,9 +7,9 @@ and queries the 20 of highest entropy among them. Both scores can be any heurist
 from sacred import Ingredient
 
 from experiments.acquisition import selection
+from experiments.acquisition.ranking import ranking
 from experiments.components import load
 from experiments.errors import Refused
-from heuristics.batches.top import ranking
 
 ingredient = Ingredient("hybrid")
 NAMES = {"diversity": "heuristic", "by": "heuristic"}

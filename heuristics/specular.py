@@ -8,8 +8,8 @@ largest and the smallest of both eyelids, which are image-level groups here.
 import numpy as np
 from sacred import Ingredient
 
+from experiments.acquisition.ranking import ranking
 from experiments.errors import Refused
-from heuristics.batches.top import ranking
 
 ingredient = Ingredient("specular")
 NEEDS_MODEL = False

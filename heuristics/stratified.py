@@ -4,8 +4,8 @@ from collections import Counter
 
 from sacred import Ingredient
 
+from experiments.acquisition.ranking import ranking
 from experiments.errors import Refused
-from heuristics.batches.top import ranking
 from heuristics.random import draws
 
 ingredient = Ingredient("stratified")

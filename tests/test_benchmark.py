@@ -160,7 +160,9 @@ def test_baselines_learn_and_keep_the_best():
 # ---- the gate
 
 
-@pytest.mark.parametrize(("module", "name"), [(peers, "baselines_scores"), (score, "askmask"), (peers, "baal_scores")])
+@pytest.mark.parametrize(
+    ("module", "name"), [(peers, "baselines_scores"), (work, "bald_scores"), (peers, "baal_scores")]
+)
 def test_nothing_is_timed_when_one_variant_is_broken(module, name, monkeypatch, capsys):
     """By 2e-6 nats; of baal only the mode with copies."""
     right = getattr(module, name)

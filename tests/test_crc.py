@@ -15,12 +15,12 @@ from test_heuristics import (  # noqa: F401  attach and model are fixtures
     ALL,
     IDS,
     attach,
-    eyes,
     generator,
     make_pool,
     model,
     of_passes,
     plain_pool,
+    predictor,
 )
 
 from experiments import steps
@@ -277,7 +277,7 @@ def test_a_pool_of_duplicates_without_risk_is_taken_in_the_order_of_its_ids():
 def small_pool(p, masks):
     """A Pool of the images p (N, C, H, W), without labelled ones; the same images with masks validate."""
     images = dict(batches=lambda: [(list(range(len(p))), range(len(p)))],
-                  eyes=eyes(lambda images, ids, source, *rest: of_passes(p[None], ids)))  # fmt: skip
+                  predictor=predictor(lambda images, ids, source, *rest: of_passes(p[None], ids)))  # fmt: skip
     ids = [f"im{i}" for i in range(len(p))]
     validation = Annotated(ids, [""] * len(p), **images, mask=lambda i: masks[i])
     return Pool(ids, [""] * len(p), **images, validation=validation, classes=("background", "gland"))
@@ -324,7 +324,7 @@ def test_a_prediction_that_is_not_a_number_is_refused_naming_the_image():
     pool = small_pool(p, masks)
     broken = p.clone()
     broken[2, 1, 0, 0] = torch.nan
-    pool._eyes = eyes(lambda images, ids, source, *rest: of_passes(broken[None], ids))
+    pool._predictor = predictor(lambda images, ids, source, *rest: of_passes(broken[None], ids))
     with pytest.raises(Refused, match="image im2 is not a number"):
         crc.select(pool=pool, n=1, rng=generator(), **SETTINGS)
 

@@ -28,14 +28,14 @@ def generator(seed=0):
 
 
 def parts(features, p):
-    """(batches, eyes) of images with these features (N, D) and, in their one pixel, these class probabilities."""
+    """(batches, predictor) of images with these features (N, D) and, in their one pixel, these class probabilities."""
     features, p = torch.as_tensor(features), torch.as_tensor(p)
-    eyes = SimpleNamespace(
+    predictor = SimpleNamespace(
         maps=lambda images, layer, weights="": [features[images][:, :, None, None]],
         predict=lambda images, ids, source, *rest: (of_passes(p[images][None, :, :, None, None], ids), 1),
     )
     halves = [list(range(k, len(features), 2)) for k in (0, 1)]
-    return lambda: [(half, torch.tensor(half)) for half in halves if half], eyes
+    return lambda: [(half, torch.tensor(half)) for half in halves if half], predictor
 
 
 def named(n):

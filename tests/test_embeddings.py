@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import stats
 from scipy.spatial.distance import cdist
-from test_heuristics import attach, drawn_passes, eyes, generator, of_passes  # noqa: F401 attach is a fixture
+from test_heuristics import attach, drawn_passes, generator, of_passes, predictor  # noqa: F401 attach is a fixture
 
 from experiments.acquisition import selection
 from experiments.acquisition.pool import Annotated, Pool
@@ -90,7 +90,7 @@ def test_badge_takes_duplicates_last_and_in_order():
 def test_what_is_not_finite_is_refused_naming_the_image(attach):  # noqa: F811
     p = torch.full((1, 2, 2, 3, 3), 0.5)
     p[0, 1, 0, 1, 1] = torch.nan
-    pool = Pool(["good", "bad"], ["", ""], lambda: [([1, 0], None)], eyes(lambda *a: of_passes(p.flip(1))))
+    pool = Pool(["good", "bad"], ["", ""], lambda: [([1, 0], None)], predictor(lambda *a: of_passes(p.flip(1))))
     for heuristic in (badge, contextual_diversity, class_stratified):
         attach(heuristic)
         with pytest.raises(Refused, match="image bad are not finite"):
@@ -389,7 +389,7 @@ def shown(kind, whole, numbers, **more):
     """Images or a Pool of these images of a Prediction."""
     ids = [f"im{i:03}" for i in numbers]
     prediction = Prediction(ids, *(whole[k][numbers] for k in range(1, 7)))
-    return kind(ids, ids, lambda: [(range(len(ids)), None)], eyes(lambda *a: prediction), **more)
+    return kind(ids, ids, lambda: [(range(len(ids)), None)], predictor(lambda *a: prediction), **more)
 
 
 def images_until_rare(heuristic, seed, elsewhere, query=6):

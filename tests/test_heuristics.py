@@ -17,7 +17,7 @@ from experiments.components import defaults, load, names
 from experiments.errors import Refused
 from experiments.store import Item, Split, Store
 from experiments.training import learned
-from experiments.training.trainer import finish
+from experiments.training.trainer import make_ready
 from heuristics import bald, entropy, expected_entropy, first, random, variance, vote_variance
 from heuristics.batches import balanced, top
 from models.unet import LAYERS, UNet
@@ -203,7 +203,7 @@ def make_store(ids, annotated=(*LABELLED, *VALIDATION)):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(3)
-    return finish(UNet(3, 2, 2, 0.2), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))[0]
+    return make_ready(UNet(3, 2, 2, 0.2), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))[0]
 
 
 def make_pool(heuristic, model, order=ALL, taken=(), **more):
@@ -299,7 +299,7 @@ def given(scores):
     return SimpleNamespace(__name__="heuristics.given", score=lambda pool, rng: scores)
 
 
-def eyes(predict):
+def predictor(predict):
     """What a Pool looks through, of a function that gives Predictions."""
     return SimpleNamespace(predict=lambda *batch: (predict(*batch), 1))
 
@@ -318,7 +318,7 @@ def test_a_map_that_is_not_a_number_is_refused_naming_the_image():
     broken = SimpleNamespace(__name__="heuristics.broken", uncertainty=lambda prediction: prediction.mean[:, 0])
     p = torch.full((1, 2, 2, 3, 3), 0.5)
     p[0, 1, 0, 1, 1] = torch.nan
-    pool = Pool(["good", "bad"], ["", ""], lambda: [([1, 0], None)], eyes(lambda *a: of_passes(p.flip(1))))
+    pool = Pool(["good", "bad"], ["", ""], lambda: [([1, 0], None)], predictor(lambda *a: of_passes(p.flip(1))))
     with pytest.raises(Refused, match="image bad"):
         selection.select(broken, top, pool, 1, generator())
 
@@ -328,7 +328,7 @@ def test_scores_of_a_batch_go_to_the_positions_that_it_names():
     p = torch.cat([p, 1 - p], 2)
     batches = [([2, 0], 0), ([1], 1)]
     parts = [of_passes(p[:, :2]), of_passes(p[:, 2:])]
-    pool = Pool("abc", "   ", lambda: batches, eyes(lambda images, *rest: parts[images]))
+    pool = Pool("abc", "   ", lambda: batches, predictor(lambda images, *rest: parts[images]))
     scores = selection.score(entropy, pool, generator())
     assert np.argsort(scores).tolist() == [0, 1, 2] and scores[2] == pytest.approx(LOG2)
 
@@ -444,6 +444,6 @@ def test_reductions_do_not_look_at_what_is_not_valid(reduction, value):
 def test_an_image_without_valid_pixels_is_refused(reduction):
     prediction = of_passes(drawn_passes()[1], list("abcd"))
     prediction.valid[2] = False
-    pool = Pool("abcd", "    ", lambda: [([0, 1, 2, 3], None)], eyes(lambda *a: prediction))
+    pool = Pool("abcd", "    ", lambda: [([0, 1, 2, 3], None)], predictor(lambda *a: prediction))
     with pytest.raises(Refused, match="image c"):
         selection.score(entropy, pool, generator(), reduction)

@@ -18,7 +18,7 @@ from experiments.errors import Refused
 from experiments.network import device, dropout
 from experiments.network.inference import Network, plan
 from experiments.network.joining import grown
-from experiments.training.trainer import finish
+from experiments.training.trainer import make_ready
 from heuristics import bald, entropy, expected_entropy
 from heuristics.batches import stochastic, top
 
@@ -98,7 +98,7 @@ class Odd(nn.Module):
 
 def test_packed_convolutions_are_those_of_the_model_at_every_size():
     torch.manual_seed(0)
-    model, _ = finish(trained(Odd()), (0.0,) * 3, (1.0,) * 3, CPU)
+    model, _ = make_ready(trained(Odd()), (0.0,) * 3, (1.0,) * 3, CPU)
     network, keys = Network(model), pass_keys(PLACE, "score", "ab", 3)
     kinds = [type(module).__name__ for module in network.rest.modules()]
     assert (kinds.count("Folded"), kinds.count("Conv2d"), kinds.count("BatchNorm2d")) == (4, 1, 1)
@@ -149,7 +149,7 @@ class Ways(nn.Module):
 @pytest.mark.parametrize("way", Ways.WAYS)
 def test_every_way_up_is_that_of_the_model_at_every_size(way):
     torch.manual_seed(0)
-    model, _ = finish(Ways(way), (0.0,) * 3, (1.0,) * 3, CPU)
+    model, _ = make_ready(Ways(way), (0.0,) * 3, (1.0,) * 3, CPU)
     network, keys = Network(model), pass_keys(PLACE, "score", "ab", 3)
     kinds = [type(module).__name__ for module in network.rest.modules()]
     assert kinds.count("Joined") == (device.packs(CPU) and way in ("by size", "by factor"))
@@ -171,7 +171,7 @@ def test_a_grown_image_or_a_joined_one_that_something_else_reads_stays():
 
     keys = pass_keys(PLACE, "score", "ab", 2)
     for Two.also in ("grown", "joined"):
-        model, _ = finish(Two("by size"), (0.0,) * 3, (1.0,) * 3, CPU)
+        model, _ = make_ready(Two("by size"), (0.0,) * 3, (1.0,) * 3, CPU)
         x = torch.rand(2, 3, 16, 16)
         ours = torch.stack(list(Network(model).passes(x, keys)))
         torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))), atol=1e-5, rtol=1e-5)
@@ -225,7 +225,7 @@ class Branches(nn.Module):
 
 def test_what_no_dropout_reaches_is_computed_once_a_batch(x, monkeypatch):
     monkeypatch.setattr(torch.fx.Tracer, "is_leaf_module", lambda self, module, path: not isinstance(module, Branches))
-    model, _ = finish(Branches(), (0.0,) * 3, (1.0,) * 3, CPU)
+    model, _ = make_ready(Branches(), (0.0,) * 3, (1.0,) * 3, CPU)
     network, keys = Network(model), pass_keys(PLACE, "score", "ab", 6)
     with torch.inference_mode():
         for _ in range(2):
@@ -248,7 +248,7 @@ class Certain(nn.Module):
 @pytest.mark.parametrize("make", [Untraceable, Certain])
 def test_a_model_that_cannot_be_traced_or_has_no_dropout_is_run_all_the_same(x, make):
     torch.manual_seed(0)
-    model, _ = finish(make(), (0.0,) * 3, (1.0,) * 3, CPU)
+    model, _ = make_ready(make(), (0.0,) * 3, (1.0,) * 3, CPU)
     assert (plan(model, False, "float32", CPU) is None) == (make is Untraceable)
     keys = pass_keys(PLACE, "score", "ab", 3)
     with torch.inference_mode():
@@ -285,7 +285,7 @@ def test_compiled_passes_are_those_of_the_model_itself(x):
     """With a small network, for compiling the U-Net takes minutes."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Dropout(0.2), nn.ReLU(), nn.Conv2d(4, 2, 1))
-    model, _ = finish(plain, (0.0,) * 3, (1.0,) * 3, CPU)
+    model, _ = make_ready(plain, (0.0,) * 3, (1.0,) * 3, CPU)
     keys = pass_keys(PLACE, "score", "ab", 4)
     with torch.inference_mode():
         ours = torch.stack(list(Network(model, compiled=True).passes(x, keys)))
@@ -327,7 +327,7 @@ class Counted(Branches):
 
 
 def test_passes_are_not_folded_where_the_rest_takes_other_than_rows(x):
-    model, _ = finish(Counted(), (0.0,) * 3, (1.0,) * 3, CPU)
+    model, _ = make_ready(Counted(), (0.0,) * 3, (1.0,) * 3, CPU)
     keys = pass_keys(PLACE, "score", "ab", 5)
     with torch.inference_mode():
         ours = torch.stack(list(Network(model).passes(x, keys)))
@@ -337,7 +337,7 @@ def test_passes_are_not_folded_where_the_rest_takes_other_than_rows(x):
 
 def test_the_models_normalisation_is_not_lost(x):
     plain = make_model()[1]
-    model, _ = finish(copy.deepcopy(plain), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), CPU)
+    model, _ = make_ready(copy.deepcopy(plain), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), CPU)
     shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
     with torch.inference_mode():
         expected = plain((x - shift) / scale)

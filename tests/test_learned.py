@@ -12,10 +12,12 @@ from scipy import stats
 from test_heuristics import drawn_passes, of_passes, pixel
 from test_training import SIDE, make_model, make_store, same, scripted, weights
 
-from experiments.acquisition.pool import Eyes, Pool
+from experiments.acquisition.pool import Pool, Predictor
 from experiments.components import defaults
 from experiments.errors import Refused
-from experiments.records.ledger import Ledger, hash_weights
+from experiments.network.checkpoint import hash_weights, pack, unpack
+from experiments.network.layers import layer_outputs
+from experiments.records.ledger import Ledger
 from experiments.store import IGNORE, Store
 from experiments.training import augment, learned, trainer
 from experiments.training.losses import LOSSES
@@ -145,9 +147,9 @@ def test_the_prediction_for_an_image_is_that_of_its_maps_means(attach):
     attach(learning_loss)
     model, _ = make_model()
     taught, image = strategy(learning_loss, model), torch.randint(256, (1, 48, 40, 3), dtype=torch.uint8)
-    eyes = Eyes(lambda: model, lambda: model, LAYERS, PLACE, 1, {})
-    pool = Pool(["a"], [""], lambda: [([0], image)], eyes, learner=taught.learner.eval())
-    with learned.watched(model.eval(), LAYERS["encoder"]) as maps, torch.no_grad():
+    predictor = Predictor(lambda: model, lambda: model, LAYERS, PLACE, 1, {})
+    pool = Pool(["a"], [""], lambda: [([0], image)], predictor, learner=taught.learner.eval())
+    with layer_outputs(model.eval(), LAYERS["encoder"]) as maps, torch.no_grad():
         model(image.permute(0, 3, 1, 2) / 255)
         expected = learning_loss.predicted(taught.learner, torch.cat([m.mean((2, 3)) for m in maps()], 1))
     np.testing.assert_allclose(learning_loss.score(pool=pool, rng=None), expected.numpy(), rtol=1e-4)
@@ -360,12 +362,12 @@ def test_a_learner_is_the_same_for_a_cycle_and_touches_no_other_draw(attach):
     assert not same(weights(one), weights(strategy(vaal, model, place=(0, "discs", 1)).learner))
 
 
-def test_a_checkpoint_is_parted_as_it_was_joined():
+def test_a_checkpoint_is_unpacked_as_it_was_packed():
     model, learner = torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)
-    own, more = learned.parted(learned.joined(model, learner))
+    own, more = unpack(pack(model, learner))
     assert same(own, model.state_dict()) and same(more, learner.state_dict())
     assert own.keys() == model.state_dict().keys() and more.keys() == learner.state_dict().keys()
-    assert learned.joined(model, None).keys() == own.keys()
+    assert pack(model, None).keys() == own.keys()
 
 
 # ---- ceal
@@ -399,8 +401,8 @@ def labels(attach, cycle, **updates):
     attach(ceal, **updates)
     p = torch.tensor([0.999, 0.9975, 0.5]).view(3, 1, 1, 1)
     prediction, sources = of_passes(torch.cat([p, 1 - p], 1)[None]), []
-    eyes = SimpleNamespace(predict=lambda images, ids, source, *rest: sources.append(source) or (prediction, 1))
-    found = list(ceal.pseudo_labels(pool=Pool("abc", "   ", lambda: [([2, 0, 1], None)], eyes, cycle=cycle)))
+    predictor = SimpleNamespace(predict=lambda images, ids, source, *rest: sources.append(source) or (prediction, 1))
+    found = list(ceal.pseudo_labels(pool=Pool("abc", "   ", lambda: [([2, 0, 1], None)], predictor, cycle=cycle)))
     assert sources == ["deterministic"] * len(found)
     return [masks.flatten().tolist() for positions, masks in found if positions == [2, 0, 1]]
 
@@ -515,7 +517,7 @@ def test_vaal_and_ceal_start_as_every_other_strategy_and_learning_loss_says_that
     for heuristic in ("vaal", "ceal"):
         event = events(finished(heuristic), heuristic)[1]
         assert event["metrics"] == first["metrics"] and event["per_image"] == first["per_image"]
-        own, more = learned.parted(checkpoint(finished(heuristic), heuristic, 0))
+        own, more = unpack(checkpoint(finished(heuristic), heuristic, 0))
         assert hash_weights(own) == first["weights"] and bool(more) == (heuristic == "vaal")
     joint = events(finished("learning_loss"), "learning_loss")[1]
     assert joint["weights"] != first["weights"]
@@ -602,12 +604,14 @@ def test_a_checkpoint_with_a_learner_can_be_looked_through_for_features(finished
     """Features of other weights: those of the model in it."""
     model, _ = make_model()
     path = finished("vaal") / "vaal_0" / "checkpoint" / "cycle_001.safetensors"
-    own, _ = learned.parted(checkpoint(finished("vaal"), "vaal", 1))
+    own, _ = unpack(checkpoint(finished("vaal"), "vaal", 1))
     image = torch.randint(256, (1, 48, 48, 3), dtype=torch.uint8)
-    eyes = Eyes(lambda: model, lambda: model, LAYERS, PLACE, 1, {})
-    got = eyes.maps(image, "bottleneck", str(path))
+    predictor = Predictor(lambda: model, lambda: model, LAYERS, PLACE, 1, {})
+    got = predictor.maps(image, "bottleneck", str(path))
     model.load_state_dict(own)
-    assert torch.equal(got[0], Eyes(lambda: model, lambda: model, LAYERS, PLACE, 1, {}).maps(image, "bottleneck")[0])
+    assert torch.equal(
+        got[0], Predictor(lambda: model, lambda: model, LAYERS, PLACE, 1, {}).maps(image, "bottleneck")[0]
+    )
 
 
 def test_losses_take_a_crop_without_any_pseudo_label():

@@ -15,8 +15,10 @@ import torch
 from conftest import ROOT, command, events, ledger_bytes, settings
 
 from experiments.errors import Refused
+from experiments.network.checkpoint import hash_weights
 from experiments.records import ledger
-from experiments.records.ledger import Ledger, append_line, finished, hash_weights, read, write
+from experiments.records.files import append_line, write
+from experiments.records.ledger import Ledger, finished, read
 from experiments.training import trainer
 
 SETTINGS = {"seed": 0, "unet": {"width": 2}}

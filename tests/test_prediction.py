@@ -17,7 +17,7 @@ from experiments.components import defaults, load
 from experiments.errors import Refused
 from experiments.network import dropout
 from experiments.store import Item, Split, Store
-from experiments.training.trainer import finish
+from experiments.training.trainer import make_ready
 from heuristics import bald, entropy, expected_entropy, variance, vote_variance
 from models.unet import LAYERS, UNet
 
@@ -56,7 +56,7 @@ def make_model(classes=2, p=0.2):
         model.head.weight.div_(logits.std())
         model.head.bias.sub_(logits.mean((0, 2, 3))).div_(logits.std())
     plain = copy.deepcopy(model)
-    return finish(model, (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))[0], plain
+    return make_ready(model, (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))[0], plain
 
 
 @pytest.fixture(scope="module")

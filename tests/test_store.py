@@ -11,7 +11,7 @@ import torch
 
 from experiments.components import defaults
 from experiments.errors import BadData
-from experiments.store import IGNORE, Item, Split, Store, ahead
+from experiments.store import IGNORE, Item, Split, Store, read_ahead
 from experiments.training import augment
 
 SIZES = [(20, 24), (16, 16), (20, 24), (30, 18), (16, 16)] * 16
@@ -72,7 +72,7 @@ def test_images_are_decoded_once_in_order_and_ahead():
         threads.add(threading.get_ident())
         return image(int(path.name))
 
-    images = ahead(make_split(read), window=4)
+    images = read_ahead(make_split(read), window=4)
     for i in range(len(SIZES)):
         np.testing.assert_array_equal(next(images), image(i))
         assert len(decoded) <= i + 6  # no further ahead than that, whatever the memory

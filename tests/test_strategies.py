@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage, stats
-from test_heuristics import UNSURE, drawn_passes, eyes, of_passes, pixel
+from test_heuristics import UNSURE, drawn_passes, of_passes, pixel, predictor
 
 from experiments.acquisition import selection
 from experiments.acquisition.pool import Pool
@@ -243,7 +243,7 @@ def test_foreground_random_draws_in_proportion_to_the_predicted_foreground():
     for i, share in enumerate(shares):
         labels[0, i, 0, : round(share * 10)] = 1
     p = torch.stack([1 - labels, labels], 2).double()
-    pool = Pool("abc", "   ", lambda: [([0, 1, 2], None)], eyes(lambda *batch: of_passes(p)))
+    pool = Pool("abc", "   ", lambda: [([0, 1, 2], None)], predictor(lambda *batch: of_passes(p)))
     np.testing.assert_allclose(foreground_random.foreground(pool), shares, atol=1e-6)
     rng = generator(2)
     drawn = Counter(int(np.argmax(foreground_random.score(pool, rng, least=0.01))) for _ in range(3000))

@@ -58,7 +58,7 @@ def make_store(seeds, labelled=None):
 
 def make_model(classes=2, p=0.1):
     torch.manual_seed(0)
-    return trainer.finish(UNet(3, classes, 2, p), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
+    return trainer.make_ready(UNet(3, classes, 2, p), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
 
 
 def fit(model, train, val=None, labelled=(0, 1), crop=SIDE, place=PLACE, **more):
@@ -199,7 +199,7 @@ def test_a_compiled_step_is_the_step_itself(settings):
     found = []
     for compiled in (False, True):
         settings(optimizer="sgd", lr=0.1, compiled=compiled)
-        model, first = trainer.finish(copy.deepcopy(network), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
+        model, first = trainer.make_ready(copy.deepcopy(network), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
         fit(model, make_store([0, 1, 2]), make_store([8]), labelled=(0, 1, 2))
         found.append(weights(model))
     assert not same(found[0], first)
@@ -358,12 +358,12 @@ def test_begin_puts_the_first_weights_back_unless_a_warm_start_goes_on(settings)
     fit(model, make_store([0, 1]))
     learnt = weights(model)
     assert not same(learnt, first)
-    trainer.begin(model=model, first=first, cycle=1, warm_start=True)
+    trainer.reset_weights(model=model, first=first, cycle=1, warm_start=True)
     assert same(weights(model), learnt)
-    trainer.begin(model=model, first=first, cycle=1, warm_start=False)
+    trainer.reset_weights(model=model, first=first, cycle=1, warm_start=False)
     assert same(weights(model), first)
     model.load_state_dict(learnt)
-    trainer.begin(model=model, first=first, cycle=0, warm_start=True)
+    trainer.reset_weights(model=model, first=first, cycle=0, warm_start=True)
     assert same(weights(model), first)
 
 
@@ -379,7 +379,7 @@ def test_finish_normalises_by_mean_and_std():
     seen = []
     network = torch.nn.Sequential(torch.nn.Dropout(0.5))
     network.forward = lambda x: seen.append(x)
-    model, _ = trainer.finish(network, (0.5, 0.25, 0.0), (0.5, 1.0, 2.0), torch.device("cpu"))
+    model, _ = trainer.make_ready(network, (0.5, 0.25, 0.0), (0.5, 1.0, 2.0), torch.device("cpu"))
     model(torch.ones(1, 3, 2, 2))
     assert seen[0][0, :, 0, 0].tolist() == [1, 0.75, 0.5]
 

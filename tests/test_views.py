@@ -494,7 +494,7 @@ class Looked:
 
 
 def looked_at(ids, *args, cycle=0):
-    return [ids[i] for i in querying.some(Looked(ids, *args), cycle)]
+    return [ids[i] for i in querying.candidates(Looked(ids, *args), cycle)]
 
 
 def test_a_sub_pool_is_drawn_anew_in_each_cycle_whatever_the_order_of_the_files():

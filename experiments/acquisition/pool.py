@@ -5,7 +5,6 @@ functions, not the store, and so has no way to one.
 """
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,10 +15,12 @@ import torch
 from experiments.acquisition import views
 from experiments.acquisition.prediction import floats, ingredient, moments, pass_keys, predict, two_sided
 from experiments.errors import Refused
+from experiments.network.checkpoint import unpack
+from experiments.network.layers import layer_outputs
 
 
 @dataclass
-class Eyes:
+class Predictor:
     """The current model at work on one batch of images: what every source of predictions and features comes from."""
 
     model: Callable  # () -> the trained module, brought back only if somebody looks
@@ -65,7 +66,7 @@ class Eyes:
         self.advance(images[..., 0].numel())
         model = self._other(weights) if weights else self.model()
         model.eval()
-        with torch.inference_mode(), watched(model, self.layers[layer]) as maps:
+        with torch.inference_mode(), layer_outputs(model, self.layers[layer]) as maps:
             model(floats(images))
             return [made.float() for made in maps()]
 
@@ -82,12 +83,10 @@ class Eyes:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        from experiments.training.learned import parted  # which looks at layers with what is below
-
         if weights not in self.others:
             model = deepcopy(self.frame())
             try:
-                model.load_state_dict(parted(load_file(weights))[0])
+                model.load_state_dict(unpack(load_file(weights))[0])
             except (OSError, SafetensorError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]
                 raise Refused(
@@ -97,27 +96,12 @@ class Eyes:
         return self.others[weights]
 
 
-@contextmanager
-def watched(model, paths):
-    """A function that gives what these modules (one path or several) put out in the last forward, in their order."""
-    paths, made = [paths] if isinstance(paths, str) else paths, {}
-    hooks = [
-        model.get_submodule(path).register_forward_hook(lambda m, i, out, path=path: made.__setitem__(path, out))
-        for path in paths
-    ]
-    try:
-        yield lambda: [made[path] for path in paths]
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 class Images:
     """N images, each at a position 0 .. N - 1, with its id and its image-level group ("" without)."""
 
-    def __init__(self, ids, groups, batches, eyes=None):
+    def __init__(self, ids, groups, batches, predictor=None):
         self.ids, self.groups = list(ids), list(groups)
-        self._batches, self._eyes = batches, eyes
+        self._batches, self._predictor = batches, predictor
 
     def __len__(self):
         return len(self.ids)
@@ -134,12 +118,12 @@ class Images:
         empty follows the setting prediction.dropout.
         """
         for positions, images in self._batches():
-            yield positions, self._eyes.predict(images, [self.ids[i] for i in positions], source)[0]
+            yield positions, self._predictor.predict(images, [self.ids[i] for i in positions], source)[0]
 
     def views(self, source, k):
         """Yield (positions, p (k, B, C, H, W), seen (k, B, H, W) bool): "dropout" passes or "tta" views, unreduced."""
         for positions, images in self._batches():
-            yield positions, *self._eyes.views(images, [self.ids[i] for i in positions], source, k)
+            yield positions, *self._predictor.views(images, [self.ids[i] for i in positions], source, k)
 
     def features(self, layer, grid=1, pooling="mean", weights=""):
         """(N, D) float32 on the device: what the model's LAYERS[layer] put out in a deterministic pass.
@@ -149,7 +133,7 @@ class Images:
         Refused naming an image whose features are not finite.
         """
         rows = (
-            (positions, torch.cat([pooled(m, grid, pooling) for m in self._eyes.maps(images, layer, weights)], 1))
+            (positions, torch.cat([pooled(m, grid, pooling) for m in self._predictor.maps(images, layer, weights)], 1))
             for positions, images in self._batches()
         )
         return self._rows(rows, f"layer {layer}")
@@ -175,8 +159,8 @@ class Images:
 class Annotated(Images):
     """Images whose masks were paid for: the labelled ones, or those that validate."""
 
-    def __init__(self, ids, groups, batches, eyes=None, mask=None):
-        super().__init__(ids, groups, batches, eyes)
+    def __init__(self, ids, groups, batches, predictor=None, mask=None):
+        super().__init__(ids, groups, batches, predictor)
         self._mask = mask
 
     def masks(self, positions):
@@ -193,9 +177,9 @@ class Pool(Images):
     default source, the ones that the heuristics of these names would look at. `classes` names the values of the masks.
     """
 
-    def __init__(self, ids, groups, batches, eyes=None, labelled=None, validation=None, cycle=0, memory=None,
+    def __init__(self, ids, groups, batches, predictor=None, labelled=None, validation=None, cycle=0, memory=None,
                  scorers=None, learner=None, race=False, classes=()):  # fmt: skip
-        super().__init__(ids, groups, batches, eyes)
+        super().__init__(ids, groups, batches, predictor)
         self.labelled, self.validation = labelled or Annotated([], [], tuple), validation or Annotated([], [], tuple)
         self.cycle, self.memory, self.learner, self.race = cycle, {} if memory is None else memory, learner, race
         self.classes = tuple(classes)
@@ -205,7 +189,7 @@ class Pool(Images):
     def predictions(self, source="", passes=0, among=()):
         """As of any Images; also from other than mc_iters `passes`, and of the positions `among` alone."""
         for positions, images in self._batches(among) if among else self._batches():
-            prediction, made = self._eyes.predict(images, [self.ids[i] for i in positions], source, passes)
+            prediction, made = self._predictor.predict(images, [self.ids[i] for i in positions], source, passes)
             self.passes[positions] = made
             for name, score in self._scorers.items() if not source else ():
                 values = score(prediction)
@@ -216,7 +200,7 @@ class Pool(Images):
 
     @property
     def mc_iters(self):
-        return self._eyes.mc_iters
+        return self._predictor.mc_iters
 
     def views(self, source, k):
         for positions, p, seen in super().views(source, k):
@@ -254,7 +238,7 @@ def open_pool(store, indices, place, mc_iters, batch, mc_chunk, dropout, masks, 
     the module with whatever weights, enough to look through weights from a file. `more` are arguments of Pool.
     """
     augmentation = {"rotation": rotation, "noise": noise, "flip": flip}
-    eyes = model and Eyes(
+    predictor = model and Predictor(
         model,
         frame or model,
         layers or {},
@@ -278,7 +262,7 @@ def open_pool(store, indices, place, mc_iters, batch, mc_chunk, dropout, masks, 
             for members, images in store.batches([indices[i] for i in among] or indices, batch):
                 yield [position[i] for i in members], images
 
-        return [store.ids[i] for i in indices], [store.groups[i] for i in indices], batches, eyes
+        return [store.ids[i] for i in indices], [store.groups[i] for i in indices], batches, predictor
 
     def annotated(store, indices):
         indices = list(indices)

@@ -8,7 +8,7 @@ import numpy as np
 from experiments.acquisition import selection
 from experiments.acquisition.pool import open_pool
 from experiments.randomness import generator, key, uniform
-from experiments.records.ledger import write
+from experiments.records.files import write
 
 
 def ask(heuristic, batch, pool, n, place, reduction="mean"):
@@ -45,7 +45,7 @@ def pool_of(state, indices, cycle, **more):
     )
 
 
-def some(state, cycle):
+def candidates(state, cycle):
     """Positions in `train` of the unlabelled images that this cycle looks at: all, or `pool_size` drawn ones."""
     unlabelled = np.flatnonzero(~state.active.labelled)
     size = state.config["pool_size"]
@@ -78,11 +78,11 @@ def table(pool, queries, scores):
     return text.getvalue().encode()
 
 
-def show(state, cycle, queries):
+def draw_query(state, cycle, queries):
     """Draw what was asked for as queries/cycle_<n>.png and an artifact."""
     from experiments.acquisition import pictures  # matplotlib takes a second to import
 
-    path = state.book.folder / "queries" / f"cycle_{cycle:03d}.png"
+    path = state.ledger.folder / "queries" / f"cycle_{cycle:03d}.png"
     if not path.exists():
         number = {id: index for index, id in enumerate(state.train.ids)}
         chosen = [number[query["id"]] for query in queries][:8]

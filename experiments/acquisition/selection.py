@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from experiments.acquisition.prediction import winner
+from experiments.acquisition.ranking import ranking
 from experiments.components import defaults, load
 from experiments.errors import Refused
-from heuristics.batches.top import ranking
 
 KNOWN = "mean, sum, max, q1 to q99 (a percentile), foreground, boundary"
 

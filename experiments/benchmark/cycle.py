@@ -7,8 +7,6 @@ from experiments.acquisition import selection
 from experiments.benchmark import peers, timing, work
 from experiments.network.inference import Network
 from experiments.training import augment, trainer
-from heuristics import bald
-from heuristics.batches import top
 
 OPTIONS = {
     "rounds": (2, "both systems once in each, a minute of two cores; one more to warm up"),
@@ -75,7 +73,7 @@ def variants(options, device):
 
     def score():
         pool = work.pool_of(stores["pool"], Network(model), k)
-        return selection.select(bald, top, pool, options.pool, np.random.default_rng(0))
+        return selection.select(work.BALD, work.TOP, pool, options.pool, np.random.default_rng(0))
 
     def test():
         with work.configured(evaluation.ingredient, passes=k):

@@ -5,12 +5,11 @@ import sys
 import numpy as np
 
 from experiments.acquisition import selection
+from experiments.acquisition.ranking import ranking
 from experiments.benchmark import peers, timing, work
 from experiments.benchmark.report import Row
 from experiments.network.inference import Network
 from experiments.training import augment, trainer
-from heuristics import bald
-from heuristics.batches.top import ranking
 
 REFERENCE = 100  # passes
 BAAL = 4  # images that baal scores in a round: its time grows with their number, a race must see its whole pool
@@ -38,13 +37,13 @@ def run(options, device):
         return work.pool_of(stores[side], network, passes, place, batch=options.batch, masks=masks)
 
     def raced(trial, side=options.side):
-        picked = selection.run_race(bald, opened := pool(trial, side=side), query, "mean")[0]
+        picked = selection.run_race(work.BALD, opened := pool(trial, side=side), query, "mean")[0]
         started = opened.passes.min()
         return picked, np.where(opened.passes > started, opened.passes + started, started).mean()
 
     def best(*args):
         opened = pool(*args)
-        return ranking(selection.score(bald, opened, np.random.default_rng(0)), opened.ids)
+        return ranking(selection.score(work.BALD, opened, np.random.default_rng(0)), opened.ids)
 
     times = timing.rounds(
         {

@@ -8,7 +8,6 @@ import torch
 
 from experiments.benchmark import items, timing, work
 from experiments.benchmark.report import Row
-from experiments.benchmark.score import askmask
 from experiments.network.inference import Network
 from experiments.store import Item, Split, Store, decode
 
@@ -52,7 +51,8 @@ def pool(n, folder, width, passes, batch, device):
         began = perf_counter()
         store = Store(split, device)
         loaded = perf_counter()
-        askmask(work.pool_of(store, network, passes, batch=batch))  # ends with the scores in memory, on a GPU too
+        pool = work.pool_of(store, network, passes, batch=batch)
+        work.bald_scores(pool)  # ends with the scores in memory, on a GPU too
         return loaded - began, perf_counter() - loaded
 
     return load_and_score

@@ -12,7 +12,6 @@ from experiments.acquisition.prediction import floats, pass_keys
 from experiments.benchmark import memory, peers, race, timing, work
 from experiments.errors import Refused
 from experiments.network.inference import Network
-from heuristics import bald
 
 OPTIONS = {
     "rounds": (10, "all variants once in each"),
@@ -74,11 +73,6 @@ def settings_note(options):
     )
 
 
-def askmask(pool):
-    """(N,) mean BALD."""
-    return selection.score(bald, pool, np.random.default_rng(0))
-
-
 def gate(plain, networks, pairs, options, device):
     """Raise Refused unless all score the same as baal's generator on the same masks; without a GPU's TensorFloat-32."""
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -99,9 +93,9 @@ def compare(plain, networks, pairs, options, device):
     with steered(work.ready(plain, device), keys) as model:
         found["baselines"] = peers.baselines_scores(model, [image for image, _ in pairs], k, device)
     for name, network in networks.items():
-        found[f"AskMask{name}"] = askmask(work.pool_of(store, network, k, batch=options.batch))
+        found[f"AskMask{name}"] = work.bald_scores(work.pool_of(store, network, k, batch=options.batch))
     agree(right, found)
-    balanced = askmask(work.pool_of(store, networks[""], k, batch=options.batch, masks="balanced"))
+    balanced = work.bald_scores(work.pool_of(store, networks[""], k, batch=options.batch, masks="balanced"))
     agree(scores_of_baal(balanced=True), {"AskMask, balanced masks": balanced})
 
 
@@ -177,15 +171,15 @@ def variants(plain, networks, pairs, store, options, device):
         "product": timing.product(device, "float32"),
         "preparation": (lambda: Network(networks[""].model), 1),
         "network alone": (lambda: bare(networks[""]), n),
-        "AskMask": (lambda: askmask(one), n),
-        "AskMask, four scores": (lambda: (askmask(four), four.noted()), n),
-        "AskMask, balanced masks": (lambda: askmask(balanced), n),
+        "AskMask": (lambda: work.bald_scores(one), n),
+        "AskMask, four scores": (lambda: (work.bald_scores(four), four.noted()), n),
+        "AskMask, balanced masks": (lambda: work.bald_scores(balanced), n),
         "baselines": (lambda: peers.baselines_scores(dropping, pictures, k, device), few),
     }
     for name, mode in peers.MODES.items():
         found[name] = (lambda mode=mode: peers.baal_scores(dropping, dataset, k, device, **mode), few)
     for suffix in [name for name in networks if name]:
-        found[f"AskMask{suffix}"] = (partial(askmask, pool(suffix)), n)
+        found[f"AskMask{suffix}"] = (partial(work.bald_scores, pool(suffix)), n)
     if options.bfloat16:
         found["product in bfloat16"] = timing.product(device, "bfloat16")
     return found

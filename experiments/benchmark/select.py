@@ -5,9 +5,9 @@ import torch
 
 from experiments.acquisition.pool import Pool
 from experiments.benchmark import timing
+from experiments.components import load
 from experiments.errors import Refused
 from experiments.randomness import uniform
-from heuristics.batches import stochastic
 
 OPTIONS = {
     "rounds": (5, "all variants once in each"),
@@ -63,8 +63,7 @@ def gate(name, ours, plain):
 
 
 def k_centre(rows, n):
-    from heuristics import coreset
-
+    coreset = load("heuristic", "coreset")
     return coreset.k_centre(rows, rows[:0], n, coreset.squared_euclidean)
 
 
@@ -83,6 +82,7 @@ def pairwise(rows, n):
 
 def groups(scores, pool, n):
     rng = np.random.default_rng(0)
+    stochastic = load("batch", "stochastic")
     return stochastic.pick(scores, pool, n, rng, size=0, resample=False, groups=0, reduction="mean")
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments.acquisition import prediction
+from experiments.acquisition import prediction, selection
 from experiments.acquisition.pool import open_pool
-from experiments.components import defaults
+from experiments.components import defaults, load
 from experiments.store import Item, Split, Store
 from experiments.training import trainer
-from models.unet import MEAN, STD, UNet
 
 PLACE = (0, "benchmark", 0)
+UNET, BALD, TOP = load("model", "unet"), load("heuristic", "bald"), load("batch", "top")
 
 
 def draw(n, height, width, seed=0):
@@ -44,7 +44,7 @@ def store_of(pairs, device):
 def models(width, device):
     """(a plain U-Net, the same weights made ready for AskMask); batch norm has seen some images."""
     torch.manual_seed(0)
-    plain = UNet(3, 2, width)
+    plain = UNET.UNet(3, 2, width)
     images = torch.from_numpy(np.stack([image for image, _ in draw(4, 64, 64)]))
     with torch.no_grad():
         plain.train()(prediction.floats(images).contiguous())
@@ -53,15 +53,20 @@ def models(width, device):
 
 def ready(plain, device):
     """A copy of a plain model as AskMask runs it."""
-    return trainer.finish(deepcopy(plain), MEAN, STD, device)[0]
+    return trainer.make_ready(deepcopy(plain), UNET.MEAN, UNET.STD, device)[0]
 
 
 def pool_of(store, network, passes, place=PLACE, scorers=None, **settings):
     """A Pool of all images of a Store, seen through a Network that is made before anything is timed."""
     with configured(prediction.ingredient, **settings):
         pool = open_pool(store, range(len(store)), place, passes, model=lambda: network.model, scorers=scorers)
-    pool._eyes.network = network  # otherwise made at the first batch, anew for each pool
+    pool._predictor.network = network  # otherwise made at the first batch, anew for each pool
     return pool
+
+
+def bald_scores(pool):
+    """(N,) mean BALD."""
+    return selection.score(BALD, pool, np.random.default_rng(0))
 
 
 @contextmanager

@@ -10,12 +10,13 @@ import fcntl
 import io
 import json
 import os
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
 from experiments.errors import Refused
+from experiments.network.checkpoint import hash_weights
+from experiments.records.files import append_line, write
 
 # settings that a continued run may change: where things lie and run, not what is computed
 FREE = {"results_dir", "runs_dir", "mongo_url", "tensorboard_dir", "tags", "device", "cycles", "root", "checkpoint"}
@@ -166,48 +167,6 @@ def comparable(settings):
     """The settings that decide the results, sections included, without the FREE ones."""
     kept = {key: value for key, value in settings.items() if key not in FREE}
     return {key: comparable(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-
-def append_line(path, line):
-    """Append and fsync; a line that does not fit on the disk is taken back whole."""
-    data = line.encode() + b"\n"
-    with open(path, "ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            while data:
-                data = data[file.write(data) :]
-            os.fsync(file.fileno())
-        except OSError as error:
-            file.truncate(end)
-            raise _disk(path, error) from error
-
-
-def write(path, data):
-    """Replace `path` by `data` in one step: a crash leaves the old file or the new one, never half of one."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise _disk(path, error) from error
-
-
-def hash_weights(state):
-    """sha256 over names, shapes and bytes of a state dict."""
-    digest = sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _disk(path, error):
-    return Refused(f"{path} cannot be written ({error.strerror}): free the disk, then the same command continues.")
 
 
 def _flat(settings, prefix=""):

@@ -17,7 +17,7 @@ from pymongo.errors import ConfigurationError, DuplicateKeyError, OperationFailu
 
 from experiments.components import ROOT
 from experiments.errors import Refused
-from experiments.records.sacred_record import measured, records, settle
+from experiments.records.sacred_record import mark_interrupted, measured, records
 
 ANSWER = 4  # seconds in which a server says that it is there
 CHUNK = 2**23  # bytes; Omniboard shows no more of a picture than its first chunk
@@ -38,17 +38,17 @@ def opened(url, seconds):
         yield client.get_default_database("sacred")
 
 
-def behind(database, folder):
+def outdated(database, folder):
     """The records in a results or a run's folder that the database does not hold as they are, newest first."""
     paths = records(folder)[::-1]
     for path in paths:
-        settle(path)
+        mark_interrupted(path)
     runs = database.runs.find({"askmask.uid": {"$in": [path.stem for path in paths]}}, {"askmask": 1})
     held = {run["askmask"]["uid"]: run["askmask"]["digest"] for run in runs}
     return [path for path in paths if held.get(path.stem) != digest(path.read_bytes())]
 
 
-def level(database, path):
+def upsert_run(database, path):
     """Make the database hold the run of this record with its metrics and files; returns the run's number there."""
     data, uid = path.read_bytes(), path.stem
     run = json.loads(data)

@@ -18,7 +18,7 @@ def observers(config, url, command):
     """The observers of a run with this configuration; one that is already finished is not recorded again."""
     config = {**config, **CEILING} if command == "full" else config
     folder = Path(config["results_dir"]) / f"{config['label']}_{config['run']}"
-    level = [Level(url, folder)] if url else []
+    level = [MongoSync(url, folder)] if url else []
     if finished(folder, config["cycles"]):
         return level
     files = [FileStorageObserver(config["runs_dir"])] if config["runs_dir"] else []
@@ -29,7 +29,7 @@ def observers(config, url, command):
     return [Record(folder), *files, *level]
 
 
-class Level(RunObserver):
+class MongoSync(RunObserver):
     """Brings the database level at each heartbeat, from a thread of its own: only the end of a run waits for it.
 
     First the run's own folder, then, once, whatever an earlier run left in the results folder.
@@ -68,10 +68,10 @@ class Level(RunObserver):
             last = self.ended
             if last or monotonic() >= rested:
                 try:
-                    self._level(self.folder)
+                    self._synchronise(self.folder)
                     if last:
                         self.done.set()
-                    others = others and not self._level(self.folder.parent)
+                    others = others and not self._synchronise(self.folder.parent)
                 except Exception as error:
                     from experiments.records.mongo import reason
 
@@ -80,17 +80,17 @@ class Level(RunObserver):
             if last:
                 self.done.set()
 
-    def _level(self, folder):
+    def _synchronise(self, folder):
         """Whether the folder was gone through before the next beat."""
-        from experiments.records.mongo import behind, level, opened  # late, for a run without a database
+        from experiments.records.mongo import opened, outdated, upsert_run  # late, for a run without a database
 
         with opened(self.url, ATTEMPT) as database:
-            paths = behind(database, folder)
+            paths = outdated(database, folder)
         for path in paths:
             if self.beat.is_set() and folder != self.folder:
                 return False
             with opened(self.url, ATTEMPT) as database:
-                level(database, path)
+                upsert_run(database, path)
         return True
 
     def _say(self, what):

@@ -18,7 +18,8 @@ from sacred.observers import MongoObserver
 from sacred.utils import SacredInterrupt
 from tqdm import tqdm
 
-from experiments.records.ledger import read, write
+from experiments.records.files import write
+from experiments.records.ledger import read
 
 LARGEST = 2**18  # characters of the output, or of one entry of `info`, that a record keeps: MongoDB takes 16 MB in all
 
@@ -109,7 +110,7 @@ def shortened(text):
 
 
 @contextmanager
-def kept_output(run):
+def keep_output(run):
     """What a run that fails has printed last: Sacred takes it over from those that end well only."""
     try:
         yield
@@ -123,7 +124,7 @@ def records(folder):
     return sorted(Path(folder).rglob("sacred/*.json"), key=lambda path: path.name)
 
 
-def settle(path):
+def mark_interrupted(path):
     """Mark the record of a run that was killed as INTERRUPTED; every step of the ledger belongs to it."""
     alive = json.loads(path.read_bytes())["status"] == "RUNNING" and lock(path)
     if alive:

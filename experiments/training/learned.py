@@ -25,11 +25,9 @@ from typing import Any
 
 import torch
 
-from experiments.acquisition.pool import watched
+from experiments.network.layers import layer_outputs
 from experiments.randomness import generator
 from experiments.training import augment
-
-PREFIX = "learner."  # of the learner's tensors in a checkpoint
 
 
 @dataclass
@@ -82,19 +80,7 @@ def prepare(heuristic, model, paths, channels, place, device):
 def widths(model, paths, channels, device):
     """The channels of what these modules of the model put out."""
     model.eval()
-    with torch.inference_mode(), watched(model, paths) as maps:
+    with torch.inference_mode(), layer_outputs(model, paths) as maps:
         if paths:
             model(torch.zeros(1, channels, 64, 64, device=device))
         return [made.shape[1] for made in maps()]
-
-
-def joined(model, learner):
-    """The state dict of a checkpoint."""
-    more = {} if learner is None else learner.state_dict(prefix=PREFIX)
-    return {**model.state_dict(), **more}
-
-
-def parted(state):
-    """(the model's, the learner's) state dict of a checkpoint."""
-    own = {name: tensor for name, tensor in state.items() if not name.startswith(PREFIX)}
-    return own, {name.removeprefix(PREFIX): state[name] for name in state.keys() - own.keys()}

@@ -8,10 +8,10 @@ import torch
 from sacred import Ingredient
 
 from experiments import metrics
-from experiments.acquisition.pool import watched
 from experiments.acquisition.prediction import pass_keys, predict, two_sided, winner
 from experiments.errors import Refused
 from experiments.network.device import PRECISIONS, autocast, compiled_for
+from experiments.network.layers import layer_outputs
 from experiments.randomness import generator
 from experiments.training import augment
 from experiments.training.losses import LOSSES
@@ -84,7 +84,7 @@ def prepare(device, threads, deterministic):
     return chosen
 
 
-def finish(model, mean, std, device):
+def make_ready(model, mean, std, device):
     """Make `model` ready for [0, 1] images and keyed dropout: (model, its first weights)."""
     from experiments.network.dropout import patch  # defines a module, so it needs torch at once
 
@@ -97,7 +97,7 @@ def finish(model, mean, std, device):
 
 
 @ingredient.capture
-def begin(model, first, cycle, warm_start):
+def reset_weights(model, first, cycle, warm_start):
     """Put the first weights back before a cycle's training, unless a warm start goes on from the last ones."""
     if cycle == 0 or not warm_start:
         model.load_state_dict(first)
@@ -138,8 +138,8 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             inside = augment.inside(train, shown[now], drawn, height, width)
             x = augment.colour(images, inside, drawn["factors"])
             model.dropout_keys.now = keys[now]
-            with explained(f"{len(x)} crop(s) of {width} x {height}", x.device):
-                with autocast(x.device, precision), watched(model, paths) as maps:
+            with errors_explained(f"{len(x)} crop(s) of {width} x {height}", x.device):
+                with autocast(x.device, precision), layer_outputs(model, paths) as maps:
                     logits = forward(x)
                 losses = objective(two_sided(logits.float()), masks)
                 value = losses.mean()
@@ -159,13 +159,15 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             for value in (total.item(), seen.get("loss", 0.0)):
                 if not math.isfinite(value):
                     raise Refused(f"Training diverged by epoch {epoch + 1} (the loss is {value}): lower trainer.lr.")
-            if seen and best.tired(epoch + 1, seen):
+            if seen:
+                best.update(epoch + 1, seen)
+            if best.out_of_patience:
                 break
     return best.restore()
 
 
 @contextmanager
-def explained(crops, device):
+def errors_explained(crops, device):
     """Say which setting is wrong where a step is too much for the device or too little for batch norm."""
     try:
         yield
@@ -234,8 +236,13 @@ class Best:
         self.model, self.select_by, self.patience = model, select_by, patience
         self.kept, self.seen, self.waited = None, {}, 0
 
-    def tired(self, epoch, values):
-        """Keep the weights if these values are the best; True once `patience` validations brought none."""
+    @property
+    def out_of_patience(self):
+        """Whether `patience` validations in a row brought nothing better."""
+        return self.patience > 0 and self.waited >= self.patience
+
+    def update(self, epoch, values):
+        """Keep the weights if these validation values are the best so far."""
         sign = -1 if self.select_by == "loss" else 1
         if not self.seen or sign * values[self.select_by] > sign * self.seen[self.select_by]:
             self.seen, self.waited = {**values, "epoch": epoch}, 0
@@ -244,9 +251,8 @@ class Best:
                 self.kept = {name: tensor.clone() for name, tensor in state.items()}
             for name, tensor in state.items():
                 self.kept[name].copy_(tensor)
-            return False
-        self.waited += 1
-        return self.patience > 0 and self.waited >= self.patience
+        else:
+            self.waited += 1
 
     def restore(self):
         """Put the kept weights back; returns the validation values they had, {} without validation."""

@@ -7,20 +7,21 @@ import numpy as np
 
 from experiments.acquisition import querying
 from experiments.errors import Refused
+from experiments.network import checkpoint
 from experiments.store import IGNORE
 from experiments.training import learned, trainer
 
 
 def fit(state, cycle):
     """Train this cycle's weights into the model: (seconds, validation values)."""
-    if cycle and goes_on(state.config, state.parts["heuristic"]) and state.holds != cycle - 1:
-        recall(state, cycle - 1)
+    if cycle and continues_weights(state.config, state.parts["heuristic"]) and state.holds != cycle - 1:
+        restore(state, cycle - 1)
     began = perf_counter()
     held, seen = held_out(state), {}
     labelled = [i for i in state.active.get_indices_for_active_step() if i not in held]
     state.bar.start(f"cycle {cycle}/{state.config['cycles']}, training on {len(labelled)}")
     with pseudo_labelled(state, cycle) as pseudo:
-        trainer.begin(state.model, state.first, cycle)
+        trainer.reset_weights(state.model, state.first, cycle)
         strategy = strategy_of(state, cycle) if learns(state) else None
         state.learner = strategy and strategy.learner
         if labelled:
@@ -55,7 +56,7 @@ def strategy_of(state, cycle):
     return learned.Strategy(heuristic, learner, paths, np.flatnonzero(~state.active.labelled), place)
 
 
-def goes_on(config, heuristic):
+def continues_weights(config, heuristic):
     """Whether training a cycle takes the weights of the one before."""
     return config["trainer"]["warm_start"] or hasattr(heuristic, "pseudo_labels")
 
@@ -70,7 +71,7 @@ def pseudo_labelled(state, cycle):
     if not cycle or not hasattr(heuristic, "pseudo_labels"):
         yield {}
         return
-    indices = querying.some(state, cycle - 1)
+    indices = querying.candidates(state, cycle - 1)
     pool = querying.pool_of(state, indices, cycle - 1, model=lambda: state.model, advance=state.bar.advance)
     try:
         for positions, masks in heuristic.pseudo_labels(pool=pool):
@@ -95,17 +96,19 @@ def held_out(state):
     return [i for i in labelled if state.train.ids[i] in kept]
 
 
-def recall(state, cycle):
+def restore(state, cycle):
     """Bring back a cycle's weights: from its checkpoint or, where that is gone, by training them again."""
-    weights = state.book.load_weights(cycle, state.book.find("evaluated", cycle)["weights"])
+    weights = state.ledger.load_weights(cycle, state.ledger.find("evaluated", cycle)["weights"])
     if weights is not None:
-        own, more = learned.parted(weights)
+        own, more = checkpoint.unpack(weights)
         state.model.load_state_dict(own)
         if learns(state):
             state.learner = strategy_of(state, cycle).learner
             state.learner.load_state_dict(more)
         state.holds = cycle
-    elif goes_on(state.config, state.parts["heuristic"]):
-        raise Refused(f"The weights of cycle {cycle} in {state.book.folder} are gone: start again with another label.")
+    elif continues_weights(state.config, state.parts["heuristic"]):
+        raise Refused(
+            f"The weights of cycle {cycle} in {state.ledger.folder} are gone: start again with another label."
+        )
     else:
         fit(state, cycle)

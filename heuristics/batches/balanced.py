@@ -8,8 +8,8 @@ from collections import Counter
 
 from sacred import Ingredient
 
+from experiments.acquisition.ranking import ranking
 from experiments.errors import Refused
-from heuristics.batches.top import ranking
 
 ingredient = Ingredient("balanced")
 NEEDS = ("groups",)

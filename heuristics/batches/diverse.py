@@ -10,8 +10,8 @@ from math import ceil
 
 from sacred import Ingredient
 
+from experiments.acquisition.ranking import ranking
 from experiments.errors import Refused
-from heuristics.batches.top import ranking
 from heuristics.coreset import k_centre, row_by_row
 from heuristics.simple_diversity import cosine, isolation
 

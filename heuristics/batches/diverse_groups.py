@@ -8,9 +8,9 @@ of the largest cosine similarity within the group plus the largest one to a labe
 import numpy as np
 from sacred import Ingredient
 
+from experiments.acquisition.ranking import ranking
 from experiments.errors import Refused
 from heuristics.batches.stochastic import draw_groups
-from heuristics.batches.top import ranking
 from heuristics.simple_diversity import cosine, isolation
 
 ingredient = Ingredient("diverse_groups")

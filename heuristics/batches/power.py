@@ -7,9 +7,9 @@ PowerBALD), on the scores (softmax), or on minus the logarithms of the ranks (so
 import numpy as np
 from sacred import Ingredient
 
+from experiments.acquisition.ranking import ranking
 from experiments.errors import Refused
 from experiments.randomness import uniform
-from heuristics.batches.top import ranking
 
 ingredient = Ingredient("power")
 

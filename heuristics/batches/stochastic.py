@@ -7,9 +7,9 @@ drawn anew from the whole pool as there with `resample` and in AL-SEG. Draws are
 import numpy as np
 from sacred import Ingredient
 
+from experiments.acquisition.ranking import ranking
 from experiments.errors import Refused
 from experiments.randomness import uniform
-from heuristics.batches.top import ranking
 
 ingredient = Ingredient("stochastic")
 

@@ -1,0 +1,27 @@
+"""What a checkpoint of a cycle holds: the model's tensors and, beside them, those of a learned strategy."""
+
+from hashlib import sha256
+
+PREFIX = "learner."  # of the learner's tensors in a checkpoint
+
+
+def pack(model, learner):
+    """The state dict of a checkpoint."""
+    more = {} if learner is None else learner.state_dict(prefix=PREFIX)
+    return {**model.state_dict(), **more}
+
+
+def unpack(state):
+    """(the model's, the learner's) state dict of a checkpoint."""
+    own = {name: tensor for name, tensor in state.items() if not name.startswith(PREFIX)}
+    return own, {name.removeprefix(PREFIX): state[name] for name in state.keys() - own.keys()}
+
+
+def hash_weights(state):
+    """sha256 over names, shapes and bytes of a state dict."""
+    digest = sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
