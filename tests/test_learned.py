@@ -12,7 +12,8 @@ from scipy import stats
 from test_heuristics import drawn_passes, of_passes, pixel
 from test_training import SIDE, make_model, make_store, same, scripted, weights
 
-from experiments.acquisition.pool import Pool, Predictor
+from experiments.acquisition.pool import Pool
+from experiments.acquisition.predictor import Predictor
 from experiments.components import defaults
 from experiments.errors import Refused
 from experiments.network.checkpoint import hash_weights, pack, unpack
