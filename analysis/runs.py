@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from experiments.errors import Refused
-from experiments.records.ledger import CEILING, comparable, read
+from experiments.records.compare import comparable
+from experiments.records.ledger import CEILING, read
 
 TIMEOUT_MS = 3000  # until a server that does not answer is given up
 SETTINGS = ["dataset", "heuristic", "batch", "initial", "model", "label", "run"]

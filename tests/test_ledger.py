@@ -22,14 +22,15 @@ from experiments.records.ledger import Ledger, finished, read
 from experiments.training import trainer
 
 SETTINGS = {"seed": 0, "unet": {"width": 2}}
+MEASURED = {"images": 1, "pixels": 9, "metrics": {"test.dice": 1 / 3}, "per_image": {"dice": [[0.5, 1 / 3]]}}
 
 
 @pytest.fixture
 def folder(tmp_path):
     """The folder of a run with three events."""
     with Ledger(tmp_path / "bald_0", SETTINGS, ["abc"]) as book:
-        book.append("start", queries=[{"id": "train_1", "score": 0.1}])
-        book.append("evaluated", 0, images=1, pool=3, metrics={"test.dice": 1 / 3})
+        book.append("start", queries=[{"id": "train_1", "score": 0.1}], classes=[], test=["a"])
+        book.append("evaluated", 0, pool=3, **MEASURED)
         book.append("queried", 0, queries=[])
     return tmp_path / "bald_0"
 
@@ -41,7 +42,7 @@ def test_append_reads_back(folder):
         assert book.find("evaluated")["metrics"]["test.dice"] == 1 / 3
         assert book.find("evaluated", 1) is None
         assert (book.events[0]["settings"], book.events[0]["data"]) == (SETTINGS, ["abc"])
-        event = book.append("evaluated", 1, images=2, pool=2, pair=(1, 2))
+        event = book.append("evaluated", 1, pool=2, pair=(1, 2), **MEASURED)
         assert event["pair"] == [1, 2] and book.find("evaluated", 1) == event == read(folder)[-1]
         with pytest.raises(ValueError):
             book.append("evaluated", 2, value=float("nan"))
@@ -78,7 +79,7 @@ def test_damaged_middle_is_refused(folder, damage):
 @pytest.mark.parametrize("settings, data, named", [
     ({"seed": 1, "unet": {"width": 2}}, ["abc"], "seed 0 -> 1"),
     ({"seed": 0, "unet": {"width": 4}}, ["abc"], "unet.width 2 -> 4"),
-    (SETTINGS, ["abd"], "data"),
+    (SETTINGS, ["abd"], "data: other train images"),
 ])  # fmt: skip
 def test_another_run_is_refused(folder, settings, data, named):
     with pytest.raises(Refused, match=named):
@@ -169,10 +170,10 @@ def test_append_that_stops_halfway_is_taken_back(folder, length):
     before = (folder / "ledger.jsonl").read_bytes()
     with Ledger(folder, SETTINGS, ["abc"]) as book:
         with pytest.raises(Refused, match="ledger.jsonl cannot be written"), small_disk(len(before) + 50):
-            book.append("evaluated", 1, long="x" * length)
+            book.append("evaluated", 1, pool=0, long="x" * length, **MEASURED)
         assert (folder / "ledger.jsonl").read_bytes() == before
         assert len(book.events) == 3
-        book.append("evaluated", 1, images=2, pool=0)
+        book.append("evaluated", 1, pool=0, **MEASURED)
     assert len(read(folder)) == 4
 
 

@@ -211,7 +211,8 @@ def test_nothing_in_the_data_acts(tmp_path):
         image = np.zeros((8, 8, 3), np.uint8)
         (place / "queries" / "cycle_000.png").write_bytes(pictures.queries([image], [None], ["x"]))
     ledger = tmp_path / "random_0" / "ledger.jsonl"
-    ledger.write_text(ledger.read_text().replace("train_0", "\\\"'><svg onload=alert(3)>\\ud800"))
+    text = re.sub(r', "sha256": "\w+"', "", ledger.read_text())  # as earlier versions wrote it
+    ledger.write_text(text.replace("train_0", "\\\"'><svg onload=alert(3)>\\ud800"))
     page = Page(report(tmp_path)[0].encode(errors="replace").decode())
     check(page)
     assert EVIL in page.text and EVIL.replace("x", "$x^") in page.text and "_'\"&amp;" in page.text
