@@ -141,7 +141,8 @@ def go_on(ledger, config, made, masks, stores):
 
 def print_summary(config, run, parts, splits, test, classes, made):
     """Say what is about to be done and on what, and what an answer that looks at nothing would score."""
-    print(f"On {made['device']}, {made['threads']} threads, {made['precision']}.", flush=True)
+    threads = f"{made['threads']} thread" + "s" * (made["threads"] != 1)
+    print(f"On {made['device']}, {threads}, {made['precision']}.", flush=True)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
     queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
     print(

@@ -20,8 +20,13 @@ TIMES = {"timing.jsonl", "lock"}  # seconds never repeat; nothing is in the lock
 FORKS = """if True:
     import json, os, signal, sys, warnings
     warnings.simplefilter("ignore")
-    import baal.active, torch, active
+    import baal.active, monai.losses, torch, active, analysis.plots, analysis.runs
+    from experiments.acquisition import pictures
+    from experiments.components import FOLDERS, load, names
+    from experiments.network import dropout, inference
     from experiments.records.ledger import Ledger
+
+    modules = [load(entry, name) for entry in FOLDERS for name in names(entry)]
 
     def counted(function, made):
         def call(*args, **more):
@@ -84,7 +89,7 @@ def whole(run, tmp_path_factory):
 
 
 def files(results):
-    """{path: bytes} of all that a run leaves but TIMES and Sacred's records, whose names and contents are of one start."""
+    """{path: bytes} of all that a run leaves but TIMES and Sacred's records, one for each start."""
     paths = [path for path in results.rglob("*") if path.is_file() and path.parent.name != "sacred"]
     return {str(path.relative_to(results)): path.read_bytes() for path in paths if path.name not in TIMES}
 

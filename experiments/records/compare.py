@@ -8,9 +8,10 @@ from experiments.records.chain import damaged
 # settings that a ledger does not record, for they say where things lie and run, and how long a run shall be
 FREE = {"results_dir", "runs_dir", "mongo_url", "tensorboard_dir", "tags", "device", "cycles", "checkpoint", "noted"}
 FREE |= {"resume"}
-# recorded, but never in the way of going on: how much is computed at once changes the last digits of a score at most.
-# trainer.compiled is not among them, for training makes another run of other last digits
-SPEED = {"prediction.batch", "prediction.mc_chunk", "prediction.compiled", "evaluation.batch"}
+# recorded, but not in the way of going on: what is computed at once changes the last digits of a score at most, and
+# `threads` counts as what it makes of the machine at hand. trainer.compiled is not among them: training with it is
+# training with other last digits, which is another run after some epochs
+UNCOMPARED = {"threads", "prediction.batch", "prediction.mc_chunk", "prediction.compiled", "evaluation.batch"}
 
 
 def recorded(settings):
@@ -22,9 +23,15 @@ def recorded(settings):
 
 def comparable(settings):
     """The settings that decide the results: as recorded, without those that change speed only."""
-    sections = {key: value for key, value in recorded(settings).items() if isinstance(value, dict)}
-    slow = {key: {k: v for k, v in own.items() if f"{key}.{k}" not in SPEED} for key, own in sections.items()}
-    return recorded(settings) | slow
+
+    def kept(settings, prefix=""):
+        return {
+            key: kept(value, f"{key}.") if isinstance(value, dict) else value
+            for key, value in settings.items()
+            if prefix + key not in UNCOMPARED
+        }
+
+    return kept(recorded(settings))
 
 
 def refuse_other_settings(folder, was, now, usual, anyway=False):
