@@ -257,15 +257,15 @@ def cost(masks):
 def query(state, cycle):
     """Ask for the next images; returns their queries."""
     event = state.ledger.find("queried", cycle)
-    stage = f"cycle {cycle}/{state.config['cycles']}, scoring the pool"
-
-    def trained():
-        if state.holds != cycle:
-            weights.restore(state, cycle)
-            state.bar.start(stage)
-        return state.model
-
     if event is None:
+        stage = f"cycle {cycle}/{state.config['cycles']}, scoring the pool"
+
+        def trained():
+            if state.holds != cycle:
+                weights.restore(state, cycle)
+                state.bar.start(stage)
+            return state.model
+
         began = perf_counter()
         state.bar.start(stage)
         if weights.learns(state):
@@ -288,8 +288,8 @@ def query(state, cycle):
         state.ledger.time(cycle, query=perf_counter() - began)
     picture = state.ledger.folder / "queries" / f"cycle_{cycle:03d}.png"
     maps = hasattr(state.parts["heuristic"], "uncertainty")
-    if maps and state.ledger.events[-1] is event and not picture.exists():
-        trained()  # a run that was stopped before this picture brings the weights back for its maps
+    if maps and state.ledger.events[-1] is event and state.holds != cycle and not picture.exists():
+        weights.restore(state, cycle)  # a run that was stopped before this picture draws its maps too
     querying.draw_query(state, cycle, event["queries"])
     return event["queries"]
 

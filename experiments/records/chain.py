@@ -23,7 +23,15 @@ MUST = {  # what an event has, and of which type
     "queried": {"queries": list},
     "resumed": {"made": dict},
 }
-MAY = {"masks": dict, "made": dict, "memory": dict, "held_out": list, "calibration": dict, "weights": str}
+MAY = {
+    "headline": str,
+    "masks": dict,
+    "made": dict,
+    "memory": dict,
+    "held_out": list,
+    "calibration": dict,
+    "weights": str,
+}
 
 
 class Chain:
