@@ -168,7 +168,9 @@ def redundancy_figure(table):
     above.axhline(0, color="0.6", linewidth=0.8, linestyle=":")
     above.set(ylabel="mean cosine of pairs\n(centred features)")
     bars = below.bar(table["cycle"], table["copies"], 0.4, color=COLOURS[1], edgecolor="black")
-    below.bar_label(bars, [f"{copies} of {n}" for copies, n in zip(table["copies"], table["images"], strict=True)])
+    below.bar_label(
+        bars, [f"{copies} of {n}" for copies, n in zip(table["copies"], table["images"], strict=True)], padding=5
+    )
     below.plot(table["cycle"], table["copies_expected"], "_", color="0.4", markersize=16)
     below.set(xlabel="cycle", ylabel="near-copies", ylim=(0, max(2, table["copies"].max()) * 1.3))
     below.set_xticks(table["cycle"])
