@@ -9,6 +9,7 @@ import json
 import math
 import os
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -18,6 +19,18 @@ from experiments.ledger import CEILING, read
 SETTINGS = ["dataset", "heuristic", "batch", "initial", "model", "label", "run"]
 LARGEST = 2**28  # bytes of a file that is opened
 COUNTS = 2**53  # above any number of images or pixels
+# what numpy raises of a damaged head, which it reads as Python's literals
+UNREADABLE = (
+    ValueError,
+    EOFError,
+    OSError,
+    OverflowError,
+    SyntaxError,
+    TypeError,
+    MemoryError,
+    RecursionError,
+    TokenError,
+)
 
 
 def silent(line):
@@ -240,6 +253,6 @@ def array_of(data, name):
         if math.prod(shape) * dtype.itemsize != len(data) - file.tell() or min(shape) < 0:
             raise ValueError("another length than its head says")
         return np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, OverflowError, SyntaxError, TypeError) as error:
+    except UNREADABLE as error:
         said = str(error).partition("\n")[0]
         raise Refused(f"{name} is damaged ({said}): restore it, or run the same command again.") from error

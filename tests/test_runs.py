@@ -183,6 +183,14 @@ def test_what_is_no_array_of_numbers_is_not_opened(tmp_path, array):
         load(tmp_path, published=True, start=4, query=2)
 
 
+@pytest.mark.parametrize("head", [b"{'descr': '<f8', (", b"[" * 5000, b"\xff" * 40, b"{'shape': (2,)}", b""])
+def test_a_damaged_head_is_one_line(tmp_path, head):
+    (tmp_path / "bald_0.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head)
+    with pytest.raises(Refused, match="bald_0.npy is damaged") as refused:
+        load(tmp_path, published=True, start=4, query=2)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_head_that_promises_too_much_takes_no_memory(tmp_path):
     with open(tmp_path / "bald_0.npy", "wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
