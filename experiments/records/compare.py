@@ -92,15 +92,14 @@ def refuse_other_making(folder, events, made, anyway=False):
     was = next((event["made"] for event in reversed(events) if "made" in event), None)
     if was == made:
         return ""
-    if was is None:
-        what = "by a version that did not record versions, threads and sources"
-    else:
+    what = "by a version that did not record its versions, threads and sources"
+    if was is not None:
         was, now = dict(flat(was)), dict(flat(made))
         differing = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
-        what = shorten([f"{key} {_short(was.get(key))} -> {_short(now.get(key))}" for key in differing], most=8)
-        what = f"with other versions, sources or devices ({what})"
+        changes = [f"{key} {_short(was.get(key))} -> {_short(now.get(key))}" for key in differing]
+        what = f"with other versions, sources or devices ({shorten(changes, most=8)})"
     if not anyway:
-        raise Refused(f"{folder} was made {what}: repeat those, or set resume=anyway, which the ledger records.")
+        raise Refused(f"{folder} was made {what}: resume=anyway goes on, and the ledger records it; or label=... anew.")
     return f"{folder} was made {what}: it goes on, and the ledger records that."
 
 
