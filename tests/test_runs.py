@@ -208,9 +208,9 @@ START = '{"event": "start", "cycle": 0, "settings": {}}\n'
         ("[1]\n", "is damaged"),
         ("[" * 100_000 + "\n", "is damaged"),
         ("\xff\n", "is damaged"),
-        ('{"event": "evaluated", "cycle": 0}\n', "line 1 is no event of a run"),
-        (START, "line 1 is no event of a run .no 'dataset'"),
-        (START.replace("0", "1e400"), "line 1 is no event of a run"),
+        ('{"event": "evaluated", "cycle": 0}\n', "is damaged in line 1"),
+        (START, "is damaged in line 1 .its data is missing"),
+        (START.replace("0", "1e400"), "is damaged in line 1"),
     ],
 )
 def test_a_damaged_ledger_is_one_line_and_spares_the_others(undisturbed, tmp_path, capsys, ledger, said):

@@ -51,8 +51,11 @@ class Chain:
             except ValueError as error:
                 raise damaged(path, number, str(error)) from error
 
-    def seal(self, text):
-        """The line that an event's JSON object becomes as the next one; it counts once `add` is called."""
+    def seal(self, event):
+        """The line that an event becomes as the next one; it counts once `add` is called. Raises ValueError."""
+        text = json.dumps(event, sort_keys=True, allow_nan=False)
+        check_shape(json.loads(text))
+        check_order(event, self._steps)
         digest = self._digest.copy()
         digest.update(text[:-1].encode())
         line = f'{text[:-1]}, "sha256": "{digest.hexdigest()}"}}'

@@ -103,7 +103,7 @@ class Ledger:
     def append(self, event, cycle=0, **values):
         """Write one event for good before returning it, as it will read back."""
         event = {"event": event, "cycle": cycle, **values} | ({} if self.events else self.header)
-        line = self.chain.seal(json.dumps(event, sort_keys=True, allow_nan=False))
+        line = self.chain.seal(event)
         append_line(self.path, line)
         return self.chain.add(line)
 
