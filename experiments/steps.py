@@ -136,7 +136,8 @@ def go_on(ledger, config, made, masks, stores):
     if ledger.chain.unsealed:
         lines = f"the first {ledger.chain.unsealed} lines of {ledger.path} have no hashes"
         print(f"Written by an earlier version, {lines}: they are taken as they are.", flush=True)
-    print(f"Going on from {ledger.folder}, where {len(ledger.events)} steps are done.", flush=True)
+    done = sum(e["event"] != "resumed" for e in ledger.events)
+    print(f"Going on from {ledger.folder}, where {done} steps are done.", flush=True)
 
 
 def print_summary(config, run, parts, splits, test, classes, made):
