@@ -128,7 +128,7 @@ def test_resume_is_same_or_anyway(smoke):
 def test_a_ledger_of_an_earlier_version_goes_on(smoke, longer, copied, phantom_root, tmp_path, capsys):
     age(copied)
     old = copied.read_bytes()
-    with pytest.raises(Refused, match="did not record versions.*resume=anyway"):
+    with pytest.raises(Refused, match="did not record its versions.*resume=anyway"):
         smoke(cycles=2)
     smoke()  # it is finished: nothing is refused, nothing written
     assert copied.read_bytes() == old
