@@ -25,6 +25,10 @@ COSTS = {  # column of a frame: (its unit in a figure, what the axis says)
     "minutes": (1, "annotation by the stated model (minutes)"),
 }
 METRICS = {"test.dice": "mean test Dice", "ece": "expected calibration error"}
+METRICS |= {
+    "test.miou": "test mIoU, all images' pixels together",
+    "test.class_dice": "test Dice, all images' pixels together",
+}
 LINES = ("-", "--", "-.", ":")
 FEWEST = 3  # runs that have an interval; that of two is mostly noise about its own width
 
@@ -50,7 +54,7 @@ def curves(frame, costs=("images",), metric="test.dice", constant=None, size=(7,
     """A Figure, a panel for each of `costs`: every method's mean and its 95 % t interval, below 3 runs each run.
 
     `frame` is that of analysis.runs.load, of one dataset. Dashed is the mean of the runs on all training labels,
-    dotted is `constant`, the Dice of calling everything foreground. Raises Refused when two runs share label and run
+    dotted is `constant`, what calling everything foreground scores. Raises Refused when two runs share label and run
     and would be drawn as one.
     """
     if frame.duplicated(["label", "run", "cycle"]).any():
@@ -155,9 +159,9 @@ def main(source, output):
     datasets = frame["dataset"].unique()
     if len(datasets) > 1:
         raise Refused(f"{source} holds runs on {', '.join(datasets)}: draw the folder of one dataset at a time.")
-    if "test.dice" not in frame:
-        raise Refused(f"{source} holds no test Dice: its dataset has no test images.")
-    curves(frame, constant=runs.constant_dice(source, datasets[0])).savefig(output)
+    if runs.headline(frame) not in frame:
+        raise Refused(f"{source} holds no test Dice: its dataset has no test images, or none with foreground.")
+    curves(frame, metric=runs.headline(frame), constant=runs.constant_dice(source, datasets[0])).savefig(output)
     print(output)
 
 

@@ -25,7 +25,7 @@ CSV = {"method": "label", "seed": "run", "round": "cycle", "n_labelled": "images
 
 
 def load(source, per_image=False, start=4, query=2):
-    """One row for each run and cycle: the settings, cycle, COSTS, then every metric by its name.
+    """One row for each run and cycle: the settings, headline (see `headline`), cycle, COSTS, then metrics by name.
 
     `source` is a folder, or a mongodb:// URL, whose database is `sacred` unless the URL names one. `label` is the
     method's name; label "full" is a run on all training labels, the ceiling. With `per_image` there is a row for
@@ -52,9 +52,22 @@ def load(source, per_image=False, start=4, query=2):
         raise Refused("There is no evaluated run here: `python active.py with heuristic=bald run=0` makes one.")
     frame = pd.concat(frames, ignore_index=True)
     if not per_image:
-        metrics = sorted(frame.columns.difference([*SETTINGS, "cycle", *COSTS]))
-        frame = frame.reindex(columns=[*SETTINGS, "cycle", *COSTS, *metrics])
+        metrics = sorted(frame.columns.difference([*SETTINGS, "headline", "cycle", *COSTS]))
+        frame = frame.reindex(columns=[*SETTINGS, "headline", "cycle", *COSTS, *metrics])
     return frame.sort_values(["dataset", "label", "run", "cycle"], kind="stable", ignore_index=True)
+
+
+def headline(frame):
+    """The metric that judges the runs of a frame: what their dataset states, test.dice where nothing is said.
+
+    Raises Refused for runs on datasets that state different ones.
+    """
+    said = sorted(frame["headline"].dropna().unique()) if "headline" in frame else []
+    if len(said) > 1:
+        raise Refused(
+            f"These runs are judged by {' and '.join(said)}: look at one dataset at a time, or name a metric."
+        )
+    return said[0] if said else "test.dice"
 
 
 def constant_dice(folder, dataset):
@@ -87,24 +100,32 @@ def _run(folder, per_image):
     if not arrays:
         return pd.DataFrame()
     evaluated = [e for e in events if e["event"] == "evaluated"]
+    judge = events[0].get("headline", "test.dice")
     said = {
-        "curve": [e["metrics"].get("test.dice") for e in evaluated],
+        "curve": [e["metrics"].get(judge) for e in evaluated],
         "budget": [[e["images"], e["pixels"]] for e in evaluated],
         "dice": [e["per_image"].get("dice") for e in evaluated],
     }
+    said = {name: np.array(said[name], dtype=float) for name in arrays}
     for name, array in arrays.items():
         one_behind = len(array) == len(evaluated) - 1  # the moment between a line of the ledger and the arrays
-        if not (one_behind or len(array) == len(evaluated)) or not np.array_equal(array, said[name][: len(array)]):
+        if not (one_behind or len(array) == len(evaluated)) or not np.array_equal(
+            array, said[name][: len(array)], equal_nan=True
+        ):
             raise Refused(f"{paths[name]} is not what its ledger says: the same command writes it anew.")
     measured = evaluated[: min(map(len, arrays.values()))]
     settings = {name: events[0]["settings"][name] for name in SETTINGS}
     costs = [{"cycle": e["cycle"], **{cost: e.get(cost) for cost in COSTS}} for e in measured]
     if not per_image:
-        rows = [{**settings, **cost, **e["metrics"]} for cost, e in zip(costs, measured, strict=True)]
+        rows = [
+            {**settings, "headline": judge, **cost, **e["metrics"]} for cost, e in zip(costs, measured, strict=True)
+        ]
         return pd.DataFrame(rows)
     names = pd.MultiIndex.from_product([events[0]["test"], events[0]["classes"]], names=["image", "class"])
     tables = [
-        pd.DataFrame({name: np.ravel(values) for name, values in e["per_image"].items()}, index=names)
+        pd.DataFrame(
+            {name: np.ravel(np.array(values, dtype=float)) for name, values in e["per_image"].items()}, index=names
+        )
         .reset_index()
         .assign(**settings, **cost)
         for cost, e in zip(costs, measured, strict=True)
@@ -167,7 +188,11 @@ def _records(database):
         settings, frame = _settings(record), _metrics(database["metrics"].find({"run_id": record["_id"]}))
         key = json.dumps(comparable(settings), sort_keys=True, default=str)
         if len(frame) and (key not in best or len(frame) >= len(best[key][0])):
-            best[key] = frame, settings, record["artifacts"]
+            best[key] = (
+                frame.assign(headline=record["info"].get("headline", "test.dice")),
+                settings,
+                record["artifacts"],
+            )
     return [
         _record(frame, settings, {a["name"]: files.get(a["file_id"]).read() for a in artifacts})
         for frame, settings, artifacts in best.values()
@@ -192,7 +217,7 @@ def _record(frame, settings, artifacts):
     budget, curve = arrays.get("budget.npy"), arrays.get(name)
     if budget is not None:
         agree = np.array_equal(budget[:, 0], frame["images"])
-        if not agree or not (curve is None or np.array_equal(curve, frame.get("test.dice"))):
+        if not agree or not (curve is None or np.array_equal(curve, frame.get(headline(frame)))):
             raise Refused(f"In MongoDB the metrics of {name} are not what the array says: load the results folder.")
         frame["pixels"] = budget[:, 1]
     return frame.assign(cycle=range(len(frame)), **{key: settings[key] for key in SETTINGS})
