@@ -279,7 +279,7 @@ def test_masks_are_opened_when_they_were_asked_for(smoke, phantom_root, tmp_path
 
     monkeypatch.setattr(Image, "open", spy)
     smoke()
-    assert len(pool) == 17 and len(opened) == 4
+    assert len(pool) == 16 and len(opened) == 4
     assert all(id in asked for id, asked in opened)
 
 
