@@ -36,10 +36,12 @@ CUSTOM = {  # column: where a run's document has it
     "run": "config.run",
     "cycles": "config.cycles",
     "labelled_images": "info.labelled_images",
+    "headline": "info.headline",  # the metric that judges the run, as its dataset states it, and of this metric:
+    "best": "info.best",
+    "last": "info.last",
 }
-METRIC = {"best_dice": ("test.dice", "max"), "last_dice": ("test.dice", "last")}  # column: metric, what of it
 OWN = {"experiment_name": "experiment.name", "tags": "omniboard.tags", "notes": "omniboard.notes"}  # Omniboard's
-SHOWN = ["_id", "experiment_name", "status", *CUSTOM, *METRIC]  # then a user's columns, then these:
+SHOWN = ["_id", "experiment_name", "status", *CUSTOM]  # then a user's columns, then these:
 LAST = ["duration", "notes", "tags", "start_time"]
 OFFERED = ["command", "result", "c_model", "c_initial", "c_start", "c_query", "c_mc_iters", "c_label", "c_seed"]
 WIDTHS = {"_id": 50, "experiment_name": 105, "status": 115, "heuristic": 115, "batch": 80, "run": 60, "cycles": 75}
@@ -163,8 +165,6 @@ def seed(runs):
     """Add our columns to the Database where no column has their name; whatever a user has made stays."""
     for name, path in CUSTOM.items():
         add(runs["omniboard.custom.columns"], name, config_path=path)
-    for name, (metric, extrema) in METRIC.items():
-        add(runs["omniboard.metric.columns"], name, metric_name=metric, extrema=extrema)
 
 
 def add(columns, name, **values):

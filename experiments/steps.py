@@ -23,7 +23,7 @@ from experiments.records import ledger
 from experiments.records.files import write
 from experiments.records.ledger import Ledger
 from experiments.records.progress import Progress, plan
-from experiments.store import IGNORE, Store
+from experiments.store import IGNORE, Store, refuse_ignored_foreground
 from experiments.training import trainer, weights
 
 
@@ -55,6 +55,7 @@ class State:
 def check(config, parts):
     """Say which dataset it is and refuse what the dataset's files or an earlier run's results do not allow."""
     print(f"Dataset {config['dataset']}: {parts['dataset'].__doc__.splitlines()[0]}", flush=True)
+    metrics.headline(parts["dataset"])
     splits = find_images(config, parts)
     needs.check(config, parts, splits)
     config = resolve_counts(config, parts, len(splits.train))
@@ -90,10 +91,12 @@ def prepare(config, run, parts):
         if config[part]["compiled"]:
             check_compiling(f"{part}.compiled")
     splits = find_images(config, parts)
-    stores = [split and Store(split, device) for split in splits[:3]]
+    stores = [split and Store(split, device, classes=data.CLASSES) for split in splits[:3]]
     train, val, test = stores
     for annotated in filter(None, (val, test)):
         annotated.label(range(len(annotated)))
+    refuse_ignored_foreground(list(filter(None, stores)), config["dataset"])
+    trainer.check_validation(val)
     size, classes = len(train), len(data.CLASSES)
     config, folder = resolve_counts(config, parts, size), folder_of(config)
     print_summary(config, run, parts, splits, test, classes)
@@ -121,9 +124,15 @@ def print_summary(config, run, parts, splits, test, classes):
     if getattr(parts["heuristic"], "JOINT", False):
         print(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.", flush=True)
     if test:
-        constant = evaluation.constant_dice(test, classes)
+        measure = metrics.headline(parts["dataset"]).removeprefix("test.")
+        constant = evaluation.constant_answer(test, classes, measure)
         run.info["constant_dice"] = constant
-        print(f"Calling every test pixel foreground would give Dice {constant:.3f}.", flush=True)
+        if constant is None:
+            what = f"None of the {len(test)} test images has a pixel of a foreground class"
+            print(f"{what}: Dice and IoU cannot be measured, only accuracy and calibration.", flush=True)
+        else:
+            word = metrics.HEADLINES[measure]
+            print(f"Calling every test pixel foreground would give {word} {constant:.3f}.", flush=True)
 
 
 def initial(state):
@@ -144,6 +153,7 @@ def initial(state):
             "classes": state.parts["dataset"].CLASSES,
             "test": state.test.ids if state.test else [],
             "constant_dice": state.run.info.get("constant_dice"),
+            "headline": metrics.headline(state.parts["dataset"]),
         }
         event = state.ledger.append("start", queries=queries, **named)
     return event["queries"]
@@ -161,13 +171,14 @@ def label(state, queries):
     number = {id: index for index, id in enumerate(state.train.ids)}
     chosen = [number[query["id"]] for query in queries]
     state.train.label(chosen)
+    refuse_ignored_foreground([s for s in (state.train, state.val, state.test) if s], state.config["dataset"])
     pool = np.flatnonzero(~state.active.labelled)
     if chosen:  # given no index, baal labels every image
         state.active.label(np.searchsorted(pool, chosen).tolist())
 
 
 def train_and_test(state, cycle):
-    """Train on what is labelled and test; logs the metrics, returns the test Dice or None."""
+    """Train on what is labelled and test; logs the metrics, returns the test images' headline or None."""
     event = state.ledger.find("evaluated", cycle)
     if event is None:
         check_pool(state, cycle)
@@ -245,18 +256,24 @@ def query(state, cycle):
 
 
 def publish(state, cycle, event):
-    """Write the arrays, log the metrics at step = labelled images, print the cycle's line; returns the test Dice."""
+    """Write the arrays, log the metrics at step = labelled images, print the cycle's line; returns the headline."""
     for name, value in event["metrics"].items():
         state.run.log_scalar(name, value, event["images"])
     state.run.info["labelled_images"] = event["images"]
     state.ledger.write_arrays()
-    dice = event["metrics"].get("test.dice")
-    result = "no test images"
-    if dice is not None:
-        result = f"test Dice {dice:.3f}"
-        state.bar.result = f", Dice {dice:.3f}"
+    headline = state.ledger.headline
+    score = event["metrics"].get(headline)
+    result = "no foreground in the test images" if state.test else "no test images"
+    if score is not None:
+        word = metrics.HEADLINES[headline.removeprefix("test.")]
+        result = f"test {word} {score:.3f}"
+        state.bar.result = f", {word} {score:.3f}"
+        curve = [
+            e["metrics"][headline] for e in state.ledger.events if e["event"] == "evaluated" and e["cycle"] <= cycle
+        ]
+        state.run.info |= {"headline": headline, "best": round(max(curve), 4), "last": round(score, 4)}
     state.bar.line(f"cycle {cycle}/{state.config['cycles']}: {event['images']} images labelled, {result}")
-    return dice
+    return score
 
 
 def conclude(state):
@@ -274,12 +291,13 @@ def conclude(state):
 
 
 def draw_curve(state):
-    """Draw test Dice against labelled images as learning_curve.png, as analysis/ draws many; returns its path."""
+    """Draw the headline against labelled images as learning_curve.png, as analysis/ draws many; returns its path."""
     from analysis import plots, runs  # pandas and matplotlib take a second to import
 
     png = io.BytesIO()
     frame = runs.load(state.ledger.folder)
-    plots.curves(frame, constant=state.run.info["constant_dice"]).savefig(png, dpi=100)
+    constant = state.run.info["constant_dice"]
+    plots.curves(frame, metric=state.ledger.headline, constant=constant).savefig(png, dpi=100)
     path = state.ledger.folder / "learning_curve.png"
     write(path, png.getvalue())
     return path

@@ -21,7 +21,7 @@ ORDER = [
     ["experiments.store", "experiments.metrics"],
     ["experiments.network"],
     ["experiments.components"],
-    ["experiments.errors", "experiments.randomness"],
+    ["experiments.errors", "experiments.randomness", "experiments.reading"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 # experiments/ reaches these by name alone; a run's own curve is drawn by analysis, imported when it is drawn

@@ -70,8 +70,8 @@ def clean(runs):
 def test_seeding_twice_is_seeding_once(clean):
     omniboard.seed(clean)
     once = columns(clean)
-    assert {"name": "heuristic", "config_path": "config.heuristic"} in once[0] and len(once[0]) == 6
-    assert {"name": "best_dice", "metric_name": "test.dice", "extrema": "max"} in once[1] and len(once[1]) == 2
+    assert {"name": "heuristic", "config_path": "config.heuristic"} in once[0] and len(once[0]) == 9
+    assert {"name": "best", "config_path": "info.best"} in once[0] and not once[1]
     omniboard.seed(clean)
     assert columns(clean) == once
 
@@ -97,7 +97,7 @@ def test_first_visit_shows_each_column_once(clean):
     options = [option["value"] for option in table["dropdownOptions"]]
     assert len(set(options)) == len(options) and set(options) == set(table["columnWidths"])
     assert [o["value"] for o in table["dropdownOptions"] if o["selected"]] == table["columnOrder"]
-    assert {*omniboard.CUSTOM, *omniboard.METRIC} <= set(table["columnOrder"])
+    assert set(omniboard.CUSTOM) <= set(table["columnOrder"])
 
 
 def test_a_run_has_what_the_columns_show(recorded, runs):
@@ -111,7 +111,7 @@ def test_a_run_has_what_the_columns_show(recorded, runs):
     for name in omniboard.OFFERED:
         assert name[2:] in document["config"] if name.startswith("c_") else name in document
     kept = {metric["name"]: metric for metric in runs["metrics"].find({"run_id": document["_id"]})}
-    assert {metric for metric, _ in omniboard.METRIC.values()} | set(omniboard.PLOTTED) <= kept.keys()
+    assert set(omniboard.PLOTTED) <= kept.keys()
     assert kept["test.dice"]["steps"] == [2, 4]
 
 
@@ -265,13 +265,13 @@ def test_omniboard_itself(recorded, runs, url, tmp_path):
         assert printed[1].startswith(f"Omniboard: http://127.0.0.1:{port} "), printed
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", port), 5)
-        select = urlencode({"select": "_id,best_dice,last_dice,info.labelled_images,config.heuristic"})
+        select = urlencode({"select": "_id,info.headline,info.best,info.last,info.labelled_images,config.heuristic"})
         status, body = ask(port, f"/sacred/api/v1/Runs?{select}")
         [row] = json.loads(body)
         curve = [event["metrics"]["test.dice"] for event in evaluated]
         assert status == 200 and row["_id"] == document["_id"] and row["config"] == {"heuristic": "bald"}
-        assert (row["best_dice"], row["last_dice"]) == (max(curve), curve[-1])
-        assert row["info"]["labelled_images"] == 4
+        best = {"headline": "test.dice", "best": round(max(curve), 4), "last": round(curve[-1], 4)}
+        assert row["info"] == {"labelled_images": 4, **best}
     finally:
         program.send_signal(signal.SIGTERM)
         program.communicate(timeout=60)

@@ -12,6 +12,7 @@ from experiments.acquisition.prediction import floats, moments, pass_keys, predi
 from experiments.errors import Refused
 from experiments.network.checkpoint import unpack
 from experiments.network.layers import layer_outputs
+from experiments.reading import MAX_WEIGHTS, regular
 
 
 @dataclass
@@ -81,7 +82,7 @@ class Predictor:
         if weights not in self.others:
             model = deepcopy(self.frame())
             try:
-                model.load_state_dict(unpack(load_file(weights))[0])
+                model.load_state_dict(unpack(load_file(regular(weights, MAX_WEIGHTS)))[0])
             except (OSError, SafetensorError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]
                 raise Refused(

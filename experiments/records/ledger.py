@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.errors import Refused
 from experiments.network.checkpoint import hash_weights
+from experiments.reading import MAX_WEIGHTS, regular
 from experiments.records.files import append_line, write
 
 # settings that a continued run may change: where things lie and run, not what is computed
@@ -57,6 +58,11 @@ class Ledger:
         """The event of that kind and cycle, or None."""
         return next((e for e in self.events if e["event"] == event and e["cycle"] == cycle), None)
 
+    @property
+    def headline(self):
+        """The metric that judges this run; a ledger that does not say so is of a dataset judged by Dice."""
+        return self.events[0].get("headline", "test.dice")
+
     def append(self, event, cycle=0, **values):
         """Write one event for good before returning it, as it will read back."""
         line = json.dumps({"event": event, "cycle": cycle, **values}, sort_keys=True, allow_nan=False)
@@ -92,7 +98,7 @@ class Ledger:
         from safetensors.torch import load_file
 
         try:
-            state = load_file(self._weights(cycle))
+            state = load_file(regular(self._weights(cycle), MAX_WEIGHTS))
         except (OSError, SafetensorError):
             return None
         return state if hash_weights(state) == digest else None
@@ -101,10 +107,10 @@ class Ledger:
         """Make <label>_<run>.npy, dice.npy and budget.npy from the evaluated events; returns the paths."""
         evaluated = [e for e in self.events if e["event"] == "evaluated"]
         arrays = {self.folder / "budget.npy": np.array([[e["images"], e["pixels"]] for e in evaluated])}
-        if "test.dice" in evaluated[-1]["metrics"]:
-            curve = np.array([e["metrics"]["test.dice"] for e in evaluated], dtype=np.float64)
+        if self.headline in evaluated[-1]["metrics"]:
+            curve = np.array([e["metrics"][self.headline] for e in evaluated], dtype=np.float64)
             arrays[self.folder.with_name(self.folder.name + ".npy")] = curve
-            arrays[self.folder / "dice.npy"] = np.array([e["per_image"]["dice"] for e in evaluated])
+            arrays[self.folder / "dice.npy"] = np.array([e["per_image"]["dice"] for e in evaluated], dtype=np.float64)
         for path, array in arrays.items():
             buffer = io.BytesIO()
             np.save(buffer, array, allow_pickle=False)

@@ -34,7 +34,7 @@ def settings():
     epochs = 10  # in each cycle
     draws = 8  # crops of each labelled image in an epoch
     batch = 8  # crops in a step
-    select_by = "loss"  # which validation value keeps the best weights: loss, dice or iou
+    select_by = "loss"  # which validation value keeps the best weights: loss, dice, iou, miou or class_dice
     validate_every = 5  # epochs; the last one is always validated
     patience = 0  # validations without a better value before training stops, 0 = never
     warm_start = False  # True: go on from the last cycle's weights instead of the first ones
@@ -50,7 +50,7 @@ def check(optimizer, schedule, loss, select_by, precision, epochs, draws, batch,
         ("optimizer", optimizer, ["sgd", "adam", "adamw"]),
         ("schedule", schedule, list(SCHEDULES)),
         ("loss", loss, list(LOSSES)),
-        ("select_by", select_by, ["loss", "dice", "iou"]),
+        ("select_by", select_by, ["loss", *metrics.OVERLAPS]),
         ("precision", precision, PRECISIONS),
     ):
         if value not in known:
@@ -211,7 +211,7 @@ SCHEDULES = {  # (epoch, share of the training done, step_size, gamma, power) ->
 
 
 def validate(model, store, objective, advance):
-    """Mean loss, Dice and IoU of the single deterministic pass over whole images, as plain floats."""
+    """Mean loss and metrics.overlaps of the single deterministic pass over whole images, as plain floats."""
     from experiments.network.inference import Network  # needs torch at once
 
     network, losses, counted = Network(model), [], []
@@ -221,12 +221,17 @@ def validate(model, store, objective, advance):
         losses.append(objective(prediction.mean_logits, masks))
         counted.append(metrics.counts(winner(prediction.mean), masks, prediction.mean.shape[1]))
         advance(masks.numel())
-    counted = torch.cat(counted)
-    return {
-        "loss": torch.cat(losses).mean().item(),
-        "dice": metrics.dice(counted)[:, 1:].mean().item(),
-        "iou": metrics.iou(counted)[:, 1:].mean().item(),
-    }
+    return {"loss": torch.cat(losses).mean().item(), **metrics.overlaps(torch.cat(counted).cpu(), store.foreground)}
+
+
+@ingredient.capture
+def check_validation(val, select_by):
+    """Raise Refused if the masks of Store `val`, None without one, cannot say which weights are best."""
+    if val and select_by != "loss" and not val.mask_pixels[val.foreground].any():
+        raise Refused(
+            f"None of the {len(val)} validation images has a pixel of a foreground class, so trainer.select_by="
+            f"{select_by} cannot choose weights: use loss."
+        )
 
 
 class Best:
