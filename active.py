@@ -33,6 +33,8 @@ def check(config, components, command):
         raise Refused(f"full trains on every label: leave out initial={config['initial']}.")
     if config["checkpoint"] not in ("last", "all", "none"):
         raise Refused(f"checkpoint is one of last, all, none, not {config['checkpoint']!r}.")
+    if config["resume"] not in ("same", "anyway"):
+        raise Refused(f"resume is one of same, anyway, not {config['resume']!r}.")
     if config["checkpoint"] == "none" and weights.continues_weights(config, components["heuristic"]):
         who = "trainer.warm_start" if config["trainer"]["warm_start"] else f"heuristic={config['heuristic']}"
         raise Refused(f"{who} goes on from saved weights: set checkpoint=last.")
@@ -48,7 +50,7 @@ def check(config, components, command):
     selection.check(components["heuristic"], components["batch"], querying.reduction(config), race)
     selection.scorers(config["noted"])
     if command in ("main", "full"):
-        steps.check({**config, **CEILING} if command == "full" else config, components)
+        steps.check({**config, **CEILING} if command == "full" else config, components, ex.usual())
 
 
 ex = SelectiveExperiment(
@@ -82,6 +84,7 @@ def settings():
     tensorboard_dir = ""  # TensorBoard's event files as well; needs tensorboardX
     tags = ""  # words, with commas between, to find the run by in Omniboard; `-c "..."` adds a note
     checkpoint = "last"  # which cycles' weights to keep: last, all or none
+    resume = "same"  # anyway: go on with other versions, sources or devices than the run began with, which is recorded
     device = "auto"  # cpu, cuda:N or mps
     threads = 0  # of the CPU, 0 leaves it to torch; results are bitwise repeatable for one number of threads
 
@@ -100,7 +103,7 @@ def full(_config, _run):
 
 def learn(config, run):
     """One run, gone on with where its ledger ends; returns the last test Dice, None without test images."""
-    with keep_output(run), steps.prepare(config, run, ex.components) as state:
+    with keep_output(run), steps.prepare(config, run, ex.components, ex.usual()) as state:
         queries = steps.initial(state)
         for cycle in range(config["cycles"] + 1):
             steps.label(state, queries)

@@ -13,7 +13,8 @@ import pandas as pd
 
 from analysis.ledgers import SETTINGS, aloud, array_of, bare_arrays, bounded, finished, silent
 from experiments.errors import Refused
-from experiments.records.ledger import CEILING, comparable
+from experiments.records.compare import comparable
+from experiments.records.ledger import CEILING
 
 TIMEOUT_MS = 3000  # until a server that does not answer is given up
 COSTS = ["images", "pixels", "foreground", "boundary"]

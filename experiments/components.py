@@ -138,6 +138,10 @@ class SelectiveExperiment(Experiment):
         run.observers += self.observe(run.config, url, run.meta_info["command"])
         return run
 
+    def usual(self):
+        """The settings of all that takes part as they are where nothing is asked for: {name: value or section}."""
+        return defaults(self) | {ingredient.path: defaults(ingredient) for ingredient in self.ingredients}
+
     def _preset(self, name):
         if name in self.named_configs:
             return load_config_file(str(PRESETS / f"{name}.yaml"))

@@ -20,9 +20,11 @@ from experiments.network import checkpoint
 from experiments.network.device import check_compiling
 from experiments.randomness import generator, key
 from experiments.records import ledger
+from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks
 from experiments.records.files import write
-from experiments.records.ledger import Ledger
+from experiments.records.ledger import Ledger, is_finished
 from experiments.records.progress import Progress, plan
+from experiments.records.provenance import made_with
 from experiments.store import IGNORE, Store, refuse_ignored_foreground
 from experiments.training import trainer, weights
 
@@ -52,8 +54,11 @@ class State:
         return (*self.place, cycle)
 
 
-def check(config, parts):
-    """Say which dataset it is and refuse what the dataset's files or an earlier run's results do not allow."""
+def check(config, parts, usual):
+    """Say which dataset it is and refuse what the dataset's files or an earlier run's results do not allow.
+
+    `usual` are the defaults of all settings.
+    """
     print(f"Dataset {config['dataset']}: {parts['dataset'].__doc__.splitlines()[0]}", flush=True)
     metrics.headline(parts["dataset"])
     splits = find_images(config, parts)
@@ -62,7 +67,7 @@ def check(config, parts):
     if 0 < config["pool_size"] < config["query"]:
         looked, asked = config["pool_size"], config["query"]
         raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
-    ledger.check(folder_of(config), config)
+    ledger.check(folder_of(config), config, usual, lambda: made_with(config, parts.values(), device_of(config)))
 
 
 def find_images(config, parts):
@@ -80,13 +85,19 @@ def folder_of(config):
     return Path(config["results_dir"]) / f"{config['label']}_{config['run']}"
 
 
+def device_of(config):
+    """The torch.device of this run, set up for it."""
+    return trainer.prepare(device=config["device"], threads=config["threads"])
+
+
 @contextmanager
-def prepare(config, run, parts):
+def prepare(config, run, parts, usual):
     """Read the images, open the ledger, build the model: a State for the other steps."""
     from baal.active import ActiveLearningDataset  # takes seconds to import
 
     place, data, model_file = (config["seed"], config["dataset"]), parts["dataset"], parts["model"]
-    device = trainer.prepare(device=config["device"], threads=config["threads"])
+    device = device_of(config)
+    made = made_with(config, parts.values(), device)
     for part in ("trainer", "prediction"):
         if config[part]["compiled"]:
             check_compiling(f"{part}.compiled")
@@ -99,11 +110,13 @@ def prepare(config, run, parts):
     trainer.check_validation(val)
     size, classes = len(train), len(data.CLASSES)
     config, folder = resolve_counts(config, parts, size), folder_of(config)
-    print_summary(config, run, parts, splits, test, classes)
+    print_summary(config, run, parts, splits, test, classes, made)
     fingerprints = [store and store.fingerprint for store in stores]
-    with Ledger(folder, config, fingerprints) as ledger, Progress(plan(config, splits.crop, *stores)) as bar:
+    masks = {name: store and digest_masks(store, range(len(store))) for name, store in (("val", val), ("test", test))}
+    book = Ledger(folder, config, fingerprints, usual, train.ids, masks=masks, made=made)
+    with book as ledger, Progress(plan(config, splits.crop, *stores)) as bar:
         if ledger.events:
-            print(f"Going on from {folder}, where {len(ledger.events)} steps are done.", flush=True)
+            go_on(ledger, config, made, masks, {"val": val, "test": test})
         torch.manual_seed(key(*place, "weights") % 2**63)
         model = model_file.build(channels=data.CHANNELS, classes=classes)
         model, first = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)
@@ -111,8 +124,29 @@ def prepare(config, run, parts):
         yield State(config, run, parts, place, splits.crop, *stores, active, classes, model, first, ledger, bar)
 
 
-def print_summary(config, run, parts, splits, test, classes):
-    """Say what is about to be done, and what an answer that looks at nothing would score."""
+def go_on(ledger, config, made, masks, stores):
+    """Refuse other masks or another making than those of the run so far, and record the latter where it is allowed."""
+    began = next((e["masks"] for e in ledger.events if e["event"] in ("start", "resumed") and "masks" in e), None)
+    for name, store in stores.items():
+        if store:
+            refuse_other_masks(ledger.folder, store, range(len(store)), began and began[name])
+    if not is_finished(ledger.events, config["cycles"]):
+        line = refuse_other_making(ledger.folder, ledger.events, made, config["resume"] == "anyway")
+        if line:
+            print(line, flush=True)
+            cycle = sum(e["event"] == "evaluated" for e in ledger.events)
+            ledger.append("resumed", cycle, made=made, **({} if began else {"masks": masks}))
+    if ledger.chain.unsealed:
+        lines = f"the first {ledger.chain.unsealed} lines of {ledger.path} have no hashes"
+        print(f"Written by an earlier version, {lines}: they are taken as they are.", flush=True)
+    done = sum(e["event"] != "resumed" for e in ledger.events)
+    print(f"Going on from {ledger.folder}, where {done} steps are done.", flush=True)
+
+
+def print_summary(config, run, parts, splits, test, classes, made):
+    """Say what is about to be done and on what, and what an answer that looks at nothing would score."""
+    threads = f"{made['threads']} thread" + "s" * (made["threads"] != 1)
+    print(f"On {made['device']}, {threads}, {made['precision']}.", flush=True)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
     queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
     print(
@@ -168,8 +202,7 @@ def check_pool(state, cycle):
 
 def label(state, queries):
     """Open the masks that were asked for. Raises BadData, labelling none, if one of them cannot be used."""
-    number = {id: index for index, id in enumerate(state.train.ids)}
-    chosen = [number[query["id"]] for query in queries]
+    chosen = positions(state, queries)
     state.train.label(chosen)
     refuse_ignored_foreground([s for s in (state.train, state.val, state.test) if s], state.config["dataset"])
     pool = np.flatnonzero(~state.active.labelled)
@@ -177,9 +210,22 @@ def label(state, queries):
         state.active.label(np.searchsorted(pool, chosen).tolist())
 
 
+def positions(state, queries):
+    """Positions in `train` of what these queries ask for."""
+    number = {id: index for index, id in enumerate(state.train.ids)}
+    return [number[query["id"]] for query in queries]
+
+
 def train_and_test(state, cycle):
-    """Train on what is labelled and test; logs the metrics, returns the test images' headline or None."""
+    """Train on what is labelled and test; logs the metrics, returns the test images' headline or None.
+
+    Raises BadData where a mask that this cycle was the first to see is another one than its event in the ledger says.
+    """
     event = state.ledger.find("evaluated", cycle)
+    asked = state.ledger.find("queried", cycle - 1) if cycle else state.ledger.find("start")
+    opened = positions(state, asked["queries"])
+    if event:
+        refuse_other_masks(state.ledger.folder, state.train, opened, event.get("masks"))
     if event is None:
         check_pool(state, cycle)
         seconds, seen = weights.fit(state, cycle)
@@ -206,6 +252,7 @@ def train_and_test(state, cycle):
             calibration=calibration,
             epoch=epoch,
             weights=digest,
+            masks=digest_masks(state.train, opened),
         )
         state.ledger.drop_weights(cycle, state.config["checkpoint"])
         state.ledger.time(cycle, train=seconds, evaluate=perf_counter() - began)
@@ -251,6 +298,10 @@ def query(state, cycle):
         write(state.ledger.folder / "queries" / f"cycle_{cycle:03d}.csv", querying.table(pool, queries, scores))
         event = state.ledger.append("queried", cycle, queries=queries, memory=pool.memory)
         state.ledger.time(cycle, query=perf_counter() - began)
+    picture = state.ledger.folder / "queries" / f"cycle_{cycle:03d}.png"
+    maps = hasattr(state.parts["heuristic"], "uncertainty")
+    if maps and state.ledger.events[-1] is event and state.holds != cycle and not picture.exists():
+        weights.restore(state, cycle)  # a run that was stopped before this picture draws its maps too
     querying.draw_query(state, cycle, event["queries"])
     return event["queries"]
 

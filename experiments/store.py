@@ -121,6 +121,7 @@ class Store:
         self.heights, self.widths = torch.tensor(sizes, device=place).T
         self.offsets = torch.tensor(self.starts[:-1], device=place)
         self.masks = _ignored(self.pixels, memory)
+        self.mask_digests = {}  # sha256 of each mask that was opened, by position
 
     def __len__(self):
         return len(self.ids)
@@ -137,6 +138,7 @@ class Store:
         """Decode these images' masks; raises BadData and labels none of them if one is not usable."""
         opened = [self._open_mask(index) for index in indices]
         for index, mask in zip(indices, opened, strict=True):
+            self.mask_digests[index] = sha256(f"{mask.shape}".encode() + mask.tobytes()).hexdigest()
             self.mask(index).copy_(torch.from_numpy(mask))
             self.mask_pixels += np.bincount(mask.ravel(), minlength=256)
 

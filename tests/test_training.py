@@ -409,6 +409,22 @@ def test_a_device_that_is_not_there_is_refused():
     for device in ("cuda:99", "abacus"):
         with pytest.raises(Refused, match=f"device={device} cannot be used"):
             trainer.prepare(device=device, threads=0, deterministic=False)
+    if torch.version.cuda is None:
+        with pytest.raises(Refused, match=r"pip install --force-reinstall torch==2\.\S+ --index-url"):
+            trainer.prepare(device="cuda", threads=0, deterministic=False)
+
+
+@pytest.mark.parametrize("val", [None, [5]])
+def test_a_weight_that_is_not_finite_is_refused_though_the_loss_is(settings, monkeypatch, val):
+    """As behind a ReLU that takes NaN for 0: neither loss nor Dice says anything."""
+    settings(epochs=1, draws=2)
+    model, _ = make_model()
+    spare = torch.nn.Parameter(torch.tensor([0.0, float("nan")]))
+    model.register_parameter("spare", spare)
+    with pytest.raises(Refused, match=r"weights after epoch 1 are not finite .spare.: lower trainer\.lr"):
+        fit(model, make_store([0, 1]), val and make_store(val))
+    with pytest.raises(Refused, match="first weights are not finite .spare.: mend its file in models/"):
+        trainer.make_ready(model, (0.0,), (1.0,), torch.device("cpu"))
 
 
 def test_a_lone_crop_that_batch_norm_cannot_take_is_refused_in_one_line(smoke):

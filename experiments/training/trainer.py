@@ -10,6 +10,7 @@ from sacred import Ingredient
 from experiments import metrics
 from experiments.acquisition.prediction import pass_keys, predict, two_sided, winner
 from experiments.errors import Refused
+from experiments.network import checkpoint
 from experiments.network.device import PRECISIONS, autocast, compiled_for
 from experiments.network.layers import layer_outputs
 from experiments.randomness import generator
@@ -75,8 +76,14 @@ def prepare(device, threads, deterministic):
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
+        fix = "use auto, cpu, cuda:N or mps"
+        if device.startswith("cuda") and torch.version.cuda is None:
+            release = torch.__version__.partition("+")[0]
+            fix = (
+                f"pip install --force-reinstall torch=={release} --index-url <the CUDA index of pytorch.org>, or {fix}"
+            )
         reason = str(error).splitlines()[0]
-        raise Refused(f"device={device} cannot be used ({reason}): use auto, cpu, cuda:N or mps.") from error
+        raise Refused(f"device={device} cannot be used ({reason}): {fix}.") from error
     if threads:
         torch.set_num_threads(threads)
     if deterministic != torch.are_deterministic_algorithms_enabled():
@@ -93,6 +100,7 @@ def make_ready(model, mean, std, device):
         shift, scale = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
         model.register_forward_pre_hook(lambda module, inputs: ((inputs[0] - shift) / scale,))
     model.to(device, memory_format=torch.channels_last)
+    checkpoint.refuse_not_finite(model.state_dict(), "The model's first weights", "mend its file in models/")
     return model, {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -111,7 +119,8 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
 
     Each epoch shows every image `draws` times in steps of at most `batch` crops, and of the `pseudo` labelled ones
     as many crops, but no more than `pseudo_crops` for each of the others. A learned `strategy` takes part. Without a
-    validation Store the last weights stay. Raises Refused when the loss stops being finite.
+    validation Store the last weights stay. Raises Refused when the loss or a weight stops being
+    finite.
     """
     height, width = (crop, crop) if crop else [max(max(train.sizes[i]) for i in labelled)] * 2
     objective = LOSSES[loss]
@@ -159,6 +168,8 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             for value in (total.item(), seen.get("loss", 0.0)):
                 if not math.isfinite(value):
                     raise Refused(f"Training diverged by epoch {epoch + 1} (the loss is {value}): lower trainer.lr.")
+            state = checkpoint.pack(model, strategy and strategy.learner)
+            checkpoint.refuse_not_finite(state, f"The weights after epoch {epoch + 1}", "lower trainer.lr")
             if seen:
                 best.update(epoch + 1, seen)
             if best.out_of_patience:
