@@ -12,6 +12,7 @@ from pathlib import Path
 from sacred import Ingredient
 
 from experiments.errors import Refused
+from experiments.settings import Range
 from experiments.store import IGNORE, Item, Split, Splits, decode  # noqa: F401  IGNORE belongs to a dataset
 
 CLASSES = ("background", "gland")
@@ -30,6 +31,9 @@ def settings():
     crop = 416  # side of the training window in pixels after resizing; 0 trains on whole images
     folds = 5  # GlaS has no validation set: one of 5 grade-stratified parts of train serves
     fold = 0  # which part validates, 0 to folds - 1
+
+
+ALLOWED = {"resize": Range(above=0, most=4), "crop": Range(least=0), "folds": Range(least=2), "fold": Range(least=0)}
 
 
 @ingredient.capture

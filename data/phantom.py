@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data.glas import CHANNELS, CLASSES, HAS, IGNORE, read_folder  # noqa: F401  a dataset has these constants
 from experiments.errors import Refused
+from experiments.settings import Range
 
 MARGIN = 8  # drawn around every image, so that sections of one scene can shift
 HEADER = "name,patient ID, grade (GlaS), grade (Sirinukunwattana et al. 2015)"
@@ -29,6 +30,9 @@ def settings():
     crop = 80  # images are 112 to 144 a side: a window smaller than each, for shifts
     folds = 5  # 64 images to learn from, 16 validate
     fold = 0  # which part validates, 0 to folds - 1
+
+
+ALLOWED = {"seed": Range(least=0), "crop": Range(least=0), "folds": Range(least=2), "fold": Range(least=0)}
 
 
 @ingredient.capture
