@@ -14,6 +14,7 @@ from sacred import Ingredient
 
 from experiments.errors import Refused
 from experiments.reading import read_text
+from experiments.settings import Range
 from experiments.store import IGNORE, Item, Split, Splits, decode, refuse_averaged  # noqa: F401  a dataset has IGNORE
 
 CLASSES = ("background", "gland")
@@ -35,6 +36,9 @@ def settings():
     folds = 5  # GlaS has no validation set: one of 5 parts of train, each with its share of both grades, serves
     fold = 0  # which part validates, 0 to folds - 1
     split = "patients"  # keeps each patient's images in one part; "images", as published, lets most lie on both sides
+
+
+ALLOWED = {"resize": Range(above=0, most=4), "crop": Range(least=0), "folds": Range(least=2), "fold": Range(least=0)}
 
 
 @ingredient.capture

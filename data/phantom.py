@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from data.glas import BEFORE, CHANNELS, CLASSES, HAS, HEADLINE, IGNORE, read_folder  # noqa: F401  a dataset has these
 from experiments.errors import Refused
+from experiments.settings import Range
 
 MARGIN = 8  # drawn around every image, so that sections of one scene can shift
 HEADER = "name,patient ID, grade (GlaS), grade (Sirinukunwattana et al. 2015)"
@@ -30,6 +31,9 @@ def settings():
     folds = 5  # about 64 images to learn from, 16 validate
     fold = 0  # which part validates, 0 to folds - 1
     split = "patients"  # keeps each patient's images, near-duplicate sections among them, in one part; or "images"
+
+
+ALLOWED = {"seed": Range(least=0), "crop": Range(least=0), "folds": Range(least=2), "fold": Range(least=0)}
 
 
 @ingredient.capture

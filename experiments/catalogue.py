@@ -7,6 +7,7 @@ import re
 from textwrap import indent
 
 from experiments.components import FOLDERS, defaults, load, names
+from experiments.errors import Refused
 
 
 def catalogue():
@@ -15,7 +16,10 @@ def catalogue():
 
 
 def describe(entry, name):
-    module = load(entry, name)
+    try:
+        module = load(entry, name)
+    except Refused as error:
+        return {"name": name, "description": str(error), "authors": "", "paper": "", "settings": {}}
     text = inspect.getdoc(module) or ""
     whys = {}
     for scope in module.ingredient.configurations:

@@ -8,7 +8,7 @@ from sacred import Ingredient
 
 from experiments import metrics
 from experiments.acquisition.prediction import pass_keys, predict, winner
-from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("evaluation")
 
@@ -20,13 +20,10 @@ def settings():
     batch = 0  # images at once, 0: as many as suit the device; changes speed and memory only
 
 
-@ingredient.capture
-def check(passes, batch):
-    """Refuse what cannot be counted."""
-    if passes < 1:
-        raise Refused(f"evaluation.passes must be at least 1, not {passes}: evaluation.dropout=False makes none.")
-    if batch < 0:
-        raise Refused(f"evaluation.batch must be at least 1, or 0 for what suits the device, not {batch}.")
+ALLOWED = {
+    "passes": Range(least=1, note="evaluation.dropout=False makes none"),
+    "batch": Range(least=1, zero="what suits the device"),
+}
 
 
 @ingredient.capture

@@ -27,7 +27,7 @@ from experiments.errors import Refused
 OMNIBOARD = "omniboard@2.16.1"
 URL = "mongodb://127.0.0.1:27017/sacred"
 FOLDER = Path("mongo")  # the data of our mongod, and both logs
-PRELOAD = Path(__file__).with_name("omniboard.js")
+PRELOAD = Path(__file__).parent / "records" / "omniboard.js"
 
 CUSTOM = {  # column: where a run's document has it
     "heuristic": "config.heuristic",

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from experiments import evaluation, metrics
-from experiments.acquisition import needs, querying
-from experiments.components import PRESETS, load
+from experiments.acquisition import needs, querying, trial
+from experiments.components import PRESETS, load, written
 from experiments.errors import Refused
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling
@@ -59,11 +59,16 @@ def check(config, parts, usual):
 
     `usual` are the defaults of all settings.
     """
-    print(f"Dataset {config['dataset']}: {parts['dataset'].__doc__.splitlines()[0]}", flush=True)
+    [about, *_] = written("dataset", config["dataset"])["__doc__"].split("\n")  # -OO leaves modules without theirs
+    print(f"Dataset {config['dataset']}: {about}", flush=True)
     metrics.headline(parts["dataset"])
     splits = find_images(config, parts)
     needs.check(config, parts, splits)
-    config = resolve_counts(config, parts, len(splits.train))
+    trial.check(config, parts, splits)
+    size, start = len(splits.train), config["start"]
+    if isinstance(start, int) and start > size:
+        raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
+    config = resolve_counts(config, parts, size)
     if 0 < config["pool_size"] < config["query"]:
         looked, asked = config["pool_size"], config["query"]
         raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")

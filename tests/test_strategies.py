@@ -223,8 +223,6 @@ def test_power_with_a_large_beta_is_top_and_zero_scores_come_last():
     assert set(power.pick(scores, plain_pool(IDS[:5]), 3, generator(), "power", 1.0)) == {0, 2, 4}
     with pytest.raises(Refused, match="use softmax or softrank"):
         power.pick([-1.0, 2.0], plain_pool(IDS[:2]), 1, generator(), "power", 1.0)
-    with pytest.raises(Refused, match="power.kind is one of power, softmax, softrank, not 'log'"):
-        power.check(kind="log")
 
 
 # ---- baselines and initial sets

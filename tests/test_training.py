@@ -384,27 +384,6 @@ def test_finish_normalises_by_mean_and_std():
     assert seen[0][0, :, 0, 0].tolist() == [1, 0.75, 0.5]
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("optimizer", "rmsprop"),
-        ("schedule", "linear"),
-        ("loss", "focal"),
-        ("select_by", "ece"),
-        ("precision", "float16"),
-        ("epochs", 0),
-        ("draws", 0),
-        ("batch", -1),
-        ("validate_every", 0),
-    ],
-)
-def test_check_refuses_a_setting_and_names_it(settings, setting, value):
-    settings()
-    trainer.check()
-    with pytest.raises(Refused, match=rf"trainer\.{setting} .*{value}"):
-        trainer.check(**{setting: value})
-
-
 def test_a_device_that_is_not_there_is_refused():
     for device in ("cuda:99", "abacus"):
         with pytest.raises(Refused, match=f"device={device} cannot be used"):

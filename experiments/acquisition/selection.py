@@ -11,7 +11,7 @@ import torch
 from experiments.acquisition.prediction import winner
 from experiments.acquisition.ranking import ranking
 from experiments.components import defaults, load
-from experiments.errors import Refused
+from experiments.errors import Refused, hint
 
 KNOWN = "mean, sum, max, q1 to q99 (a percentile), foreground, boundary"
 
@@ -27,7 +27,7 @@ def reducer(name):
     if re.fullmatch("q[1-9][0-9]?", name):
         return lambda u, prediction: percentile(u, prediction.valid, int(name[1:]))
     if name not in REDUCTIONS:
-        raise Refused(f"There is no reduction {name!r}, only {KNOWN}.")
+        raise Refused(f"There is no reduction {name!r}.{hint(name, [*WHERE, *REDUCTIONS])} There are {KNOWN}.")
     return lambda u, prediction: REDUCTIONS[name](u, prediction.valid)
 
 

@@ -14,6 +14,7 @@ from experiments.network import checkpoint
 from experiments.network.device import PRECISIONS, autocast, compiled_for
 from experiments.network.layers import layer_outputs
 from experiments.randomness import generator
+from experiments.settings import Range
 from experiments.training import augment
 from experiments.training.losses import LOSSES
 
@@ -44,26 +45,25 @@ def settings():
     deterministic = False  # True: bitwise equal runs on a GPU too, slower
 
 
-@ingredient.capture
-def check(optimizer, schedule, loss, select_by, precision, epochs, draws, batch, validate_every):
-    """Refuse settings that name nothing, before any work."""
-    for name, value, known in (
-        ("optimizer", optimizer, ["sgd", "adam", "adamw"]),
-        ("schedule", schedule, list(SCHEDULES)),
-        ("loss", loss, list(LOSSES)),
-        ("select_by", select_by, ["loss", *metrics.OVERLAPS]),
-        ("precision", precision, PRECISIONS),
-    ):
-        if value not in known:
-            raise Refused(f"trainer.{name} is one of {', '.join(known)}, not {value!r}.")
-    for name, value in (
-        ("epochs", epochs),
-        ("draws", draws),
-        ("batch", batch),
-        ("validate_every", validate_every),
-    ):
-        if value < 1:
-            raise Refused(f"trainer.{name} must be at least 1, not {value}.")
+ALLOWED = {
+    "optimizer": ("sgd", "adam", "adamw"),
+    "lr": Range(least=0),
+    "momentum": Range(least=0, below=1),
+    "weight_decay": Range(least=0),
+    "schedule": ("constant", "step", "cosine", "poly"),
+    "warmup": Range(least=0),
+    "step_size": Range(least=1),
+    "gamma": Range(least=0),
+    "power": Range(least=0),
+    "loss": tuple(LOSSES),
+    "epochs": Range(least=1),
+    "draws": Range(least=1),
+    "batch": Range(least=1),
+    "select_by": ("loss", *metrics.OVERLAPS),
+    "validate_every": Range(least=1),
+    "patience": Range(least=1, zero="no such stop"),
+    "precision": PRECISIONS,
+}
 
 
 @ingredient.capture
