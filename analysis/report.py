@@ -18,6 +18,7 @@ from matplotlib import rc_context
 from PIL import Image
 
 from analysis import plots, runs, statistics
+from experiments.commandline import one_line_errors
 from experiments.errors import Refused
 from experiments.records import ledger
 
@@ -257,4 +258,5 @@ def main(words=None):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import optimize, stats
 
 from analysis import runs
+from experiments.commandline import one_line_errors
 from experiments.errors import Refused
 
 CEILING = "full"  # the label of runs on all training labels
@@ -338,4 +339,5 @@ def main(words=None):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

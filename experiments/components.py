@@ -6,17 +6,22 @@ named components' ingredients, and refuses every setting that none of them knows
 """
 
 import logging
+import os
 import signal
 import sys
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from threading import Thread
+from time import sleep
 
 from sacred import SETTINGS, Experiment
 from sacred.config.config_files import load_config_file
+from sacred.dependencies import Source, get_digest
 from sacred.utils import apply_backspaces_and_linefeeds, convert_to_nested_dict, recursive_update
 
+from experiments.commandline import drop_unwritable_output, refusal, signals_noted
 from experiments.errors import Refused, Terminated
 
 # what Sacred logs and our own lines say better, or the user has asked for with runs_dir=""
@@ -59,6 +64,14 @@ def load(entry, name):
     raise Refused(f"There is no {entry} {name!r}, only {', '.join(known)}.{_hint(name, known)}")
 
 
+def source_files():
+    """Every file of this project that a run may depend on, sorted: Python, presets, templates."""
+    folders = ("experiments", "heuristics", "models", "analysis")
+    found = [ROOT / "active.py", *(ROOT / "data").glob("*.py"), *PRESETS.glob("*.yaml")]
+    found += [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sorted(path for path in found if path.is_file())
+
+
 def defaults(ingredient, fixed=None):
     """The settings of an ingredient or experiment as Sacred would set them, with `fixed` ones given."""
     settings = {}
@@ -85,7 +98,7 @@ class SelectiveExperiment(Experiment):
         **kwargs,
     ):
         super().__init__(*args, base_dir=str(ROOT), **kwargs)
-        self.add_source_file(str(ROOT / "active.py"))  # Sacred looks at who calls the line above
+        self.mainfile = Source.create(str(ROOT / "active.py"))  # Sacred looks at who calls the line above
         self.always, self.fractions = list(self.ingredients), set(fractions)
         self.check, self.observe = check, observe
         self.components = {}
@@ -94,8 +107,29 @@ class SelectiveExperiment(Experiment):
             self.add_named_config(file.stem, str(file))
 
     def run_commandline(self, argv=None):
-        signal.signal(signal.SIGTERM, _terminate)
-        return super().run_commandline(argv)
+        drop_unwritable_output()
+        with signals_noted(self._give_up):
+            return super().run_commandline(argv)
+
+    def _give_up(self, number):
+        """End this process in the middle of a step that takes too long, after a last record of the run."""
+        run, code = self.current_run, 130 if number == signal.SIGINT else Terminated.code
+        if run and run.status == "RUNNING":
+            ending = Thread(target=lambda: (run._emit_heartbeat(), run._emit_interrupted("INTERRUPTED")), daemon=True)
+            ending.start()
+            ending.join(2)
+        elif run and run.status in ("COMPLETED", "INTERRUPTED", "FAILED"):  # its observers are at work on its end
+            sleep(6)
+            code = 0 if run.status == "COMPLETED" else code
+        print("Stopped in the middle of a step: the same command continues.", file=sys.stderr, flush=True)
+        os._exit(code)
+
+    def get_experiment_info(self):
+        """As Sacred's, with every source file of the project and the one repository that they are in."""
+        info = super().get_experiment_info()
+        repositories = {repository["url"]: repository for repository in info["repositories"]}
+        sources = [(path.relative_to(ROOT).as_posix(), get_digest(path)) for path in source_files()]
+        return info | {"sources": sources, "repositories": list(repositories.values())}
 
     def run(
         self,
@@ -112,16 +146,13 @@ class SelectiveExperiment(Experiment):
         options = options and {**options, "--mongo_db": None, "UPDATE": []}  # kept in meta.config_updates, masked
         try:
             return super().run(command_name, config_updates, named_configs, info, meta_info, options)
-        except (Refused, Terminated) as error:
-            if options is None:
+        except (Exception, KeyboardInterrupt) as error:
+            told = _told(error)
+            if options is None or options.get("--debug") or told is None:
                 raise
-            print(error, file=sys.stderr, flush=True)
-            raise SystemExit(error.code) from None
-        except KeyboardInterrupt:
-            if options is None:
-                raise
-            print("Interrupted: the same command continues.", file=sys.stderr, flush=True)
-            raise SystemExit(130) from None
+            line, code = told
+            print(line, file=sys.stderr, flush=True)
+            raise SystemExit(code) from None
 
     def _create_run(self, command_name=None, config_updates=None, named_configs=(), *rest):
         updates = convert_to_nested_dict(config_updates or {})
@@ -240,15 +271,27 @@ def _without_password(url):
     return f"{scheme}{slashes}{user.partition(':')[0]}:***@{host}" if at else url
 
 
+class _Stderr(logging.StreamHandler):
+    """Writes to what sys.stderr is when something is logged."""
+
+    stream = property(lambda self: sys.stderr, lambda self, stream: None)
+
+
 def _quiet_logger():
     """Sacred's log without what our own lines already say."""
     logger = logging.getLogger("askmask")
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.addFilter(lambda record: record.msg not in UNSAID)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger.handlers, logger.level, logger.propagate = [handler], logging.WARNING, False
     return logger
 
 
-def _terminate(signum, frame):
-    raise Terminated("Terminated: the same command continues.")
+def _told(error):
+    """(line, exit code) that a user is told of this error; None for one that is a fault of the program."""
+    if isinstance(error, Terminated):
+        return error, error.code
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted: the same command continues.", 130
+    refused = refusal(error)
+    return refused and (refused, refused.code)

@@ -22,6 +22,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
+from experiments.commandline import one_line_errors
 from experiments.errors import Refused
 
 OMNIBOARD = "omniboard@2.16.1"
@@ -36,16 +37,18 @@ CUSTOM = {  # column: where a run's document has it
     "run": "config.run",
     "cycles": "config.cycles",
     "labelled_images": "info.labelled_images",
+    "best_dice": "info.best_dice",  # three digits: Omniboard rounds no metric
+    "last_dice": "info.last_dice",
 }
-METRIC = {"best_dice": ("test.dice", "max"), "last_dice": ("test.dice", "last")}  # column: metric, what of it
+REPLACED = {"best_dice": "max", "last_dice": "last"}  # columns that earlier versions made of the metric test.dice
 OWN = {"experiment_name": "experiment.name", "tags": "omniboard.tags", "notes": "omniboard.notes"}  # Omniboard's
-SHOWN = ["_id", "experiment_name", "status", *CUSTOM, *METRIC]  # then a user's columns, then these:
+SHOWN = ["_id", "experiment_name", "status", *CUSTOM]  # then a user's columns, then these:
 LAST = ["duration", "notes", "tags", "start_time"]
 OFFERED = ["command", "result", "c_model", "c_initial", "c_start", "c_query", "c_mc_iters", "c_label", "c_seed"]
 WIDTHS = {"_id": 50, "experiment_name": 105, "status": 115, "heuristic": 115, "batch": 80, "run": 60, "cycles": 75}
 WIDTHS |= {"notes": 220, "tags": 160, "start_time": 150}  # pixels, else:
 WIDTH = 90
-PLOTTED = ["test.dice", "test.iou", "val.dice"]
+PLOTTED = ["test.dice"]  # so that compared runs are a line each
 
 
 def main(url, port):
@@ -163,8 +166,9 @@ def seed(runs):
     """Add our columns to the Database where no column has their name; whatever a user has made stays."""
     for name, path in CUSTOM.items():
         add(runs["omniboard.custom.columns"], name, config_path=path)
-    for name, (metric, extrema) in METRIC.items():
-        add(runs["omniboard.metric.columns"], name, metric_name=metric, extrema=extrema)
+    for name, extrema in REPLACED.items():
+        own = {"name": name, "metric_name": "test.dice", "extrema": extrema}
+        runs["omniboard.metric.columns"].delete_one(own)
 
 
 def add(columns, name, **values):
@@ -213,11 +217,9 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda number, frame: sys.exit(128 + number))
-    try:
-        main(arguments.url, arguments.port)
-    except Refused as refused:
-        sys.exit(str(refused))
-    except PyMongoError as error:
-        sys.exit(f"MongoDB does not let us add columns ({type(error).__name__}): its user needs the role readWrite.")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with one_line_errors():
+        try:
+            main(arguments.url, arguments.port)
+        except PyMongoError as error:
+            reason = f"MongoDB does not let us add columns ({type(error).__name__})"
+            sys.exit(f"{reason}: its user needs the role readWrite.")

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from experiments.commandline import stop_if_asked
 from experiments.errors import BadData
 from experiments.network.device import at_once
 
@@ -178,6 +179,7 @@ def _flat(images, device, memory):
     sizes, parts, digest, spill = [], [], sha256(), None
     held = 0
     for image in images:
+        stop_if_asked()
         flat = np.ascontiguousarray(image).reshape(-1, image.shape[-1])
         sizes.append(image.shape[:2])
         digest.update(repr(image.shape).encode())

@@ -21,6 +21,7 @@ ORDER = [
     ["experiments.store", "experiments.metrics"],
     ["experiments.network"],
     ["experiments.components"],
+    ["experiments.commandline"],
     ["experiments.errors", "experiments.randomness"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
