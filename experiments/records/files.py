@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from experiments.commandline import reason_and_advice
@@ -19,7 +20,8 @@ def append_line(path, line):
                     data = data[file.write(data) :]
                 os.fsync(file.fileno())
             except OSError:
-                file.truncate(end)
+                with suppress(OSError):
+                    file.truncate(end)
                 raise
     except OSError as error:
         raise _unwritable(path, error) from error

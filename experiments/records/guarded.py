@@ -11,11 +11,14 @@ from experiments.commandline import reason_and_advice
 def guarded(event):
     """A method of an observer that says in one line what went wrong, where Sacred would end the run or the observer.
 
-    The observer has a lock `turn`, for heartbeats come from a thread of their own; `place`, what it writes; `said`.
+    The observer has a lock `turn`, for heartbeats come from a thread of their own; `place`, what it writes; `said`,
+    whether it has spoken; and `begun`, which the event that starts it makes true.
     """
 
     @wraps(event)
     def tolerant(self, **what):
+        if not self.begun and event.__name__ != "started_event":
+            return None
         try:
             with self.turn:
                 return event(self, **what)

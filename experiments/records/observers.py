@@ -47,6 +47,7 @@ class MongoSync(RunObserver):
         self.url, self.folder = url, folder
         self.beat, self.done = Event(), Event()
         self.ended = self.said = False
+        self.thread = None
 
     def started_event(self, **event):
         self.thread = Thread(target=self._work, daemon=True)
@@ -57,6 +58,8 @@ class MongoSync(RunObserver):
         self.beat.set()
 
     def completed_event(self, **event):
+        if self.thread is None:  # the run could not be started
+            return
         self.ended = True
         self.beat.set()
         began = monotonic()

@@ -19,12 +19,15 @@ class RunFiles(FileStorageObserver):
     def __init__(self, folder, shown):
         folder = Path(folder)
         self.initialize(folder, folder / "_resources", folder / "_sources", None)
-        self.place, self.shown, self.said, self.turn, self.lock = f"runs_dir={folder}", shown, False, RLock(), None
+        self.place, self.shown, self.turn, self.lock = f"runs_dir={folder}", shown, RLock(), None
+        self.begun = self.said = False
 
     @guarded
     def started_event(self, ex_info, config, **more):
         mark_killed_files(self.basedir)
-        return super().started_event(ex_info=ex_info, config=config | self.shown, **more)
+        number = super().started_event(ex_info=ex_info, config=config | self.shown, **more)
+        self.begun = True
+        return number
 
     def _make_run_dir(self, _id):
         super()._make_run_dir(_id)

@@ -32,14 +32,20 @@ class Record(MongoObserver):
         self.folder, self.path, self.shown = Path(folder), Path(folder) / "sacred", shown
         self.place, self.said = f"Sacred's record {self.path}", False
         self.run_entry = self.overwrite = self.alive = None
+        self.begun = False
         self.priority = 30  # before the files, which would hand their number to the database
         self.turn = RLock()
 
     def __eq__(self, other):
         return self is other
 
+    def started_event(self, **event):
+        self.folder.mkdir(parents=True, exist_ok=True)  # where this is refused there can be no run
+        self.begun = True
+        return self._start(**event)
+
     @guarded
-    def started_event(self, ex_info, config, **more):
+    def _start(self, ex_info, config, **more):
         mark_killed(self.folder.parent)
         name = self.folder.name if ex_info["name"] == "askmask" else ex_info["name"]  # Sacred's `-n NAME`
         return super().started_event(ex_info=ex_info | {"name": name}, config=config | self.shown, **more)
@@ -113,7 +119,8 @@ class LaterNotes(RunObserver):
     priority = 30
 
     def __init__(self, folder):
-        self.folder, self.place, self.said, self.turn = Path(folder), f"the note to {folder}", False, RLock()
+        self.folder, self.place, self.turn = Path(folder), f"The note to {folder}", RLock()
+        self.begun = self.said = False
 
     @guarded
     def started_event(self, config, meta_info, **more):
