@@ -49,7 +49,7 @@ def read_object(path, shape):
             raise ValueError(f"its {wrong[0]} is missing or not what a run writes")
     except FileNotFoundError:
         raise Refused(f"{path} is gone.") from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RuntimeError) as error:  # the latter for JSON without a bottom and links in a circle
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
         raise Refused(f"{path} is no record of a run ({reason}): restore it from a copy, or remove it.") from error
     return found
