@@ -1,4 +1,4 @@
-"""Where Sacred's record of a run goes: beside its ledger, as files into `runs_dir`, from there to MongoDB."""
+"""Where Sacred's record of a run goes: beside its ledger, from there to MongoDB, and as files into `runs_dir`."""
 
 from pathlib import Path
 from threading import Event, Thread
