@@ -1,4 +1,4 @@
-# Everything from nothing: `make demo` runs the main job and draws it, `make test` runs the tests,
+# Everything from nothing: `make demo` runs the main job and reports it, `make test` runs the tests,
 # `make notebooks` explains the results, `make omniboard` shows the runs of a MongoDB.
 PYTHON ?= python3
 VENV := .venv
@@ -20,6 +20,13 @@ demo: $(VENV)/ready
 	$(RUN) active.py with heuristic=bald run=3
 	$(RUN) active.py with heuristic=random run=3
 	$(RUN) -m analysis.plots results -o results/learning_curves.png
+	$(RUN) -m analysis.report results -o results/report.html
+	@echo
+	@echo 'results/report.html is the page to open. To go on, type'
+	@echo '    . .venv/bin/activate'
+	@echo '    python active.py with heuristic=entropy run=3        # another strategy, from the same first images'
+	@echo '    python active.py with heuristic=bald run=3 cycles=3  # one query more of the run that is done'
+	@echo '    python -m analysis.report results -o report.html     # the page of all of them'
 
 notebooks: $(VENV)/ready
 	$(RUN) -m analysis.execute results

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.plots import COLOURS, named
+from analysis.ledgers import finished
+from analysis.plots import COLOURS, KINDS, named
 from experiments.errors import Refused
-from experiments.records.ledger import read
 
 SUMS = ["pixels", "confidence", "right"]
-AVERAGED, SINGLE = "averaged passes", "single pass"
+AVERAGED, SINGLE = KINDS
 STYLES = {
     SINGLE: {"color": COLOURS[1], "linestyle": "--", "marker": "s"},
     AVERAGED: {"color": COLOURS[0], "linestyle": "-", "marker": "o"},
@@ -22,14 +22,13 @@ STYLES = {
 
 
 def load(folder):
-    """One row for each run, cycle, kind of prediction and bin of every run below `folder`: sums over test pixels.
+    """One row for each run, cycle, kind of prediction and bin of every finished run: sums over test pixels.
 
     Columns: dataset, label, run, cycle, images, kind (averaged passes, or the single pass without dropout), bin
     (0 to 14, equally wide in confidence), pixels, confidence, right. Raises Refused if no run was tested.
     """
     frames = []
-    for path in sorted(Path(folder).rglob("ledger.jsonl")):
-        start, *events = read(path.parent) or [None]
+    for start, *events in finished(Path(folder)).values():
         for event in events:
             for name, sums in event.get("calibration", {}).items():
                 frame = pd.DataFrame(sums, columns=SUMS).rename_axis("bin").reset_index()
@@ -49,29 +48,28 @@ def ece(frame, by=("dataset", "label", "run", "cycle", "images", "kind")):
 
 
 def reliability(frame):
-    """A Figure, a panel for each label: accuracy against confidence in each bin, marks as large as the bin's share.
+    """A Figure, a square panel for each label: accuracy against confidence in each bin, marks as large as its share.
 
     The pixels of all runs of a label are taken together, those of its last cycle. Bins with less than one pixel in
     ten thousand are left out: their accuracy is chance.
     """
     last = frame[frame["cycle"] == frame.groupby(["label", "run"])["cycle"].transform("max")]
-    groups = list(last.groupby("label"))
+    groups = {label: (group["run"].nunique(), _points(group)) for label, group in last.groupby("label")}
+    heights = [kind[["x", "y"]].min().min() for _, points in groups.values() for kind in points.values()]
+    least = np.floor(min(heights, default=0) * 10) / 10
     rows, columns = -(-len(groups) // 3), min(3, len(groups))
-    figure = Figure(figsize=(0.6 + 3.6 * columns, 0.4 + 3.6 * rows), dpi=110, layout="constrained")
+    figure = Figure(figsize=(0.6 + 3.6 * columns, 0.6 + 3.6 * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for axis, (label, group) in zip(axes.flat, groups, strict=False):
+    for axis, (label, (count, points)) in zip(axes.flat, groups.items(), strict=False):
         axis.plot([0, 1], [0, 1], color="0.5", linewidth=1, linestyle=":")
-        for kind, style in STYLES.items():
-            bins = group[group["kind"] == kind].groupby("bin")[SUMS].sum()
-            share = bins["pixels"] / bins["pixels"].sum()
-            bins, share = bins[share > 1e-4], share[share > 1e-4]
-            if len(bins):
-                x, y = bins["confidence"] / bins["pixels"], bins["right"] / bins["pixels"]
-                error = ece(bins.assign(kind=kind), by=["kind"])["ece"].item()
-                line = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": 1}
-                axis.plot(x, y, **line, marker=style["marker"], markersize=3, label=f"{kind}\nECE {error:.3f}")
-                axis.scatter(x, y, 400 * share, marker=style["marker"], facecolors="none", edgecolors=style["color"])
-        axis.set(title=named(label, group["run"].nunique()), xlim=(lowest(frame), 1), ylim=(0, 1))
+        for kind, bins in points.items():
+            error = (bins["share"] * (bins["x"] - bins["y"]).abs()).sum() / bins["share"].sum()
+            line, ring = STYLES[kind], {"facecolors": "none", "edgecolors": STYLES[kind]["color"]}
+            name = f"{kind}\nECE {error:.3f}"
+            axis.plot(bins["x"], bins["y"], **line, linewidth=1, markersize=3, clip_on=False, label=name)
+            sizes = 400 * bins["share"]
+            axis.scatter(bins["x"], bins["y"], sizes, marker=line["marker"], clip_on=False, **ring)
+        axis.set(title=named(label, count), xlim=(least, 1), ylim=(least, 1), aspect="equal")
         axis.set(xlabel="confidence", ylabel="accuracy")
         axis.label_outer()
         axis.legend(frameon=False, fontsize=8, loc="lower right")
@@ -82,10 +80,17 @@ def reliability(frame):
     return figure
 
 
-def lowest(frame):
-    """Where the first bin that holds a pixel begins: with two classes no confidence is below a half."""
-    return np.floor(frame.loc[frame["pixels"] > 0, "bin"].min() / 15 * 10) / 10
+def _points(group):
+    """{kind of prediction: a row for each bin: x its confidence, y its accuracy, its share of the pixels}."""
+    points = {}
+    for kind in STYLES:
+        bins = group[group["kind"] == kind].groupby("bin")[SUMS].sum()
+        bins = bins[bins["pixels"] > 1e-4 * bins["pixels"].sum()]
+        if len(bins):
+            x, y = bins["confidence"] / bins["pixels"], bins["right"] / bins["pixels"]
+            points[kind] = pd.DataFrame({"x": x, "y": y, "share": bins["pixels"] / bins["pixels"].sum()})
+    return points
 
 
 def _kind(name, settings):
-    return AVERAGED if name == "bins" and settings["evaluation"]["dropout"] else SINGLE
+    return AVERAGED if name == "bins" and settings.get("evaluation", {}).get("dropout") else SINGLE

@@ -1,43 +1,56 @@
-"""What a run's last model sees in its training images: one vector an image, the channel means of its bottleneck."""
+"""What a run's last model sees in its training images, and how they look: two vectors an image."""
 
 import warnings
 from inspect import signature
 
 import numpy as np
 
+from analysis.ledgers import events_of
 from experiments.components import ROOT, defaults, load
 from experiments.errors import Refused
 from experiments.randomness import generator
 from experiments.records import ledger
 from experiments.training import trainer
 
+SIDE = 16  # of a thumbnail
+
 
 def features(folder, root="", device="auto"):
-    """(ids, features (N, D) float32) of all training images of the run in `folder`, by its last checkpoint.
+    """(ids, features (N, D), thumbnails (N, 256), both float32) of all training images of the run in `folder`.
 
-    One pass without dropout, whatever the run's own number of passes. `root` is where the dataset lies, empty for
-    the dataset's default, relative to the project. Raises Refused when the run, its weights or its images are
-    missing, or are not those that the ledger names.
+    Features are the channel means of the last checkpoint's bottleneck, in one pass without dropout, whatever the
+    run's own number of passes. Thumbnails are 16 x 16 mean grey values, which no model has seen. `root` is where the
+    dataset lies, empty for the dataset's default, relative to the project. Raises Refused when the run, its weights
+    or its images are missing, or are not those that the ledger names.
     """
     import torch
 
     from experiments.acquisition.prediction import floats
 
     model, layer, images = reopen(folder, root, device)
-    means, order = [], []
+    means, order, small = [], [], []
     layer.register_forward_hook(lambda module, inputs, output: means.append(output.mean((2, 3)).cpu()))
     with torch.inference_mode():
         for members, batch in images.batches(range(len(images)), size=4):
             model.eval()(floats(batch))
+            small.append(thumbnails(batch))
             order += members
-    return images.ids, torch.cat(means)[np.argsort(order)].numpy()
+    back = np.argsort(order)
+    return images.ids, torch.cat(means)[back].numpy(), torch.cat(small)[back].numpy()
+
+
+def thumbnails(images):
+    """(B, SIDE * SIDE) float32 mean grey values of images (B, H, W, channels) uint8, on the CPU."""
+    import torch
+
+    return torch.nn.functional.adaptive_avg_pool2d(images.float().mean(-1)[:, None], SIDE).flatten(1).cpu()
 
 
 def reopen(folder, root, device):
     """(model with the last checkpoint, its bottleneck module, Store of the training images)."""
     from experiments.store import Store
 
-    events = ledger.read(folder)
+    events = events_of(folder)
     evaluated = [event for event in events if event["event"] == "evaluated"]
     if not evaluated:
         raise Refused(f"{folder} holds no trained model: run it first.")

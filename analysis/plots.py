@@ -11,13 +11,22 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from analysis import runs
+from analysis import runs, statistics
 from experiments.commandline import one_line_errors
 from experiments.errors import Refused
 
 # Okabe & Ito's colours, told apart by colour-blind readers; markers tell the methods apart without colour
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 MARKERS = "osD^vPX"
+GREY = "#737373"  # of random choice
+# a method's place here gives its colour, marker and line for good: new ones go to the end
+KNOWN = """bald entropy coreset badge margin herding
+least_confidence variance typiclust probcover expected_entropy vote
+class_stratified learning_loss vaal ceal crc contextual_diversity
+alpha_mix ams bvsb edge_entropy foreground_random hybrid
+kmeans mask_discrepancy progressive random_balanced simple_diversity specular
+strided stratified tta two_stage vote_variance first
+given""".split()
 COSTS = {  # column of a frame: (its unit in a figure, what the axis says)
     "images": (1, "labelled images"),
     "pixels": (1e6, "labelled pixels (millions)"),
@@ -25,8 +34,25 @@ COSTS = {  # column of a frame: (its unit in a figure, what the axis says)
     "minutes": (1, "annotation by the stated model (minutes)"),
 }
 METRICS = {"test.dice": "mean test Dice", "ece": "expected calibration error"}
-LINES = ("-", "--", "-.", ":")
+LINES = ("-", "--", "-.", (0, (1, 1)), (0, (8, 2)))
+KINDS = {"averaged passes": "-", "single pass": (0, (1, 1))}  # of a prediction; see analysis/calibration.py
 FEWEST = 3  # runs that have an interval; that of two is mostly noise about its own width
+
+
+def style(label):
+    """{color, linestyle, marker} of a method, the same whatever else is drawn.
+
+    random is grey and full black. Methods in KNOWN go by their place there, so that 42 of them differ in colour or
+    marker; any other label goes by the sum of its bytes, and may look like another one. "bald, single pass" is bald
+    with the line of its kind of prediction.
+    """
+    name, _, kind = label.partition(", ")
+    if name in ("random", "full"):
+        colour, line, marker = (GREY, "--", "x") if name == "random" else ("#000000", "-", "o")
+    else:
+        k = KNOWN.index(name) if name in KNOWN else sum(name.encode(errors="replace"))
+        colour, line, marker = (some[k % len(some)] for some in (COLOURS, LINES, MARKERS))
+    return {"color": colour, "linestyle": KINDS.get(kind, line), "marker": marker}
 
 
 def mean_curve(frame, cost="images", metric="test.dice"):
@@ -68,8 +94,8 @@ def curves(frame, costs=("images",), metric="test.dice", constant=None, size=(7,
             )
         if constant is not None:
             axis.axhline(constant, color="black", linestyle=":", linewidth=1, label="calling everything foreground")
-        for k, (label, method) in enumerate(methods.dropna(subset=[cost, metric]).groupby("label")):
-            _method(axis, method.assign(**{cost: method[cost] / unit}), cost, metric, label, k)
+        for label, method in methods.dropna(subset=[cost, metric]).groupby("label"):
+            _method(axis, method.assign(**{cost: method[cost] / unit}), cost, metric, label)
         low, high = axis.get_ylim()
         axis.set(xlabel=name, ylabel=METRICS.get(metric, metric), ylim=(max(low, 0), min(high, 1)))
         axis.xaxis.get_major_locator().set_params(integer=cost == "images")
@@ -80,19 +106,18 @@ def curves(frame, costs=("images",), metric="test.dice", constant=None, size=(7,
     return figure
 
 
-def _method(axis, frame, cost, metric, label, k):
+def _method(axis, frame, cost, metric, label):
     count = frame["run"].nunique()
-    name = named(label, count)
-    style = {"color": COLOURS[k % len(COLOURS)], "linestyle": LINES[k % len(LINES)]}
-    marked = style | {"marker": MARKERS[k % len(MARKERS)], "markersize": 5}
+    name, marked = named(label, count), style(label) | {"markersize": 5}
+    plain = {key: marked[key] for key in ("color", "linestyle")}
     if count < FEWEST:
         for number, (_, one) in enumerate(frame.groupby("run")):
             axis.plot(one[cost], one[metric], **marked, linewidth=1, label="_" * bool(number) + name)
         return
     mean = mean_curve(frame, cost, metric)
     axis.plot(mean[cost], mean["mean"], **marked, linewidth=2, markevery=-(-len(mean) // 12), label=name)
-    axis.fill_between(mean[cost], mean["low"], mean["high"], color=style["color"], alpha=0.12, linewidth=0)
-    axis.plot(mean[cost], mean[["low", "high"]], **style, linewidth=0.6)
+    axis.fill_between(mean[cost], mean["low"], mean["high"], color=plain["color"], alpha=0.12, linewidth=0)
+    axis.plot(mean[cost], mean[["low", "high"]], **plain, linewidth=0.6)
 
 
 def named(label, count):
@@ -104,13 +129,11 @@ def differences(ends, table, baseline="random"):
     """A Figure: each method's AUBC minus the baseline's, a number for each run, their mean and its 95 % interval.
 
     `ends` is that of statistics.endpoints and `table` that of statistics.compare, of one dataset. Runs count as they
-    do there, from the budget to the budget that most of the baseline's have.
+    do there, if they were measured at the budgets that most of the baseline's were.
     """
     methods = table[table["label"] != baseline].to_dict("records")
-    span = ends.loc[ends["label"] == baseline, ["first", "last"]].value_counts().idxmax()
-    wide = ends[(ends["first"] == span[0]) & (ends["last"] == span[1])].pivot(
-        index="run", columns="label", values="aubc"
-    )
+    usual = ends[ends["grid"] == statistics.usual_grid(ends, baseline)]
+    wide = usual.pivot(index="run", columns="label", values="aubc")
     height = 0.12 * len(wide) + 0.5  # of one method, in inches: a line for each run
     figure = Figure(figsize=(7, 1 + height * len(methods)), dpi=110, layout="constrained")
     axis = figure.add_subplot()
@@ -129,18 +152,24 @@ def differences(ends, table, baseline="random"):
     return figure
 
 
-def matrix(table):
-    """A Figure of a DataFrame of numbers, darker where they are larger."""
-    values = table.to_numpy(float)
-    most = max(np.nanmax(values), 1e-9)
-    figure = Figure(figsize=(2.4 + 0.9 * values.shape[1], 1.6 + 0.6 * len(values)), dpi=110, layout="constrained")
+def matrix(table, most):
+    """A Figure of a table of methods against methods as a heat map with numbers, from white at 0 to black at `most`.
+
+    What a method scores against itself is not drawn; below stands each column's mean over the other methods.
+    """
+    table = table.where(~np.eye(len(table), dtype=bool)).rename_axis(columns=None)
+    values = np.vstack([table.to_numpy(float), table.mean().to_numpy()])
+    figure = Figure(figsize=(2.6 + 0.9 * values.shape[1], 1.8 + 0.55 * len(values)), dpi=110, layout="constrained")
     axis = figure.add_subplot()
-    axis.imshow(values, cmap="Greys", vmin=0, vmax=most, aspect="auto")
+    image = axis.imshow(values, cmap="Greys", vmin=0, vmax=most, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
-        axis.text(column, row, f"{value:.3g}", ha="center", va="center", color="white" if value > most / 2 else "black")
-    axis.set_xticks(range(values.shape[1]), table.columns, rotation=30, ha="right")
-    axis.set_yticks(range(len(values)), table.index)
-    axis.set(xlabel=table.columns.name or "", ylabel=table.index.name or "")
+        text = "\N{EN DASH}" if np.isnan(value) else f"{value:.2f}"
+        axis.text(column, row, text, ha="center", va="center", color="white" if value > most / 2 else "black")
+    axis.axhline(len(table) - 0.5, color="black", linewidth=1)
+    axis.set_xticks(range(len(table)), [f"{name}".replace("$", r"\$") for name in table], rotation=30, ha="right")
+    axis.set_yticks(range(len(values)), [*(f"{name}".replace("$", r"\$") for name in table.index), "column mean"])
+    axis.set(xlabel="is beaten", ylabel="beats")
+    figure.colorbar(image, ax=axis, label=f"share of budgets, of {most:g}")
     return figure
 
 
@@ -149,15 +178,18 @@ def _plain(axis):
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def main(source, output):
+def main(source, output, **asked):
     """Draw the learning curves of a results folder. Raises Refused if it holds no test Dice or several datasets."""
-    frame = runs.load(source)
+    frame = runs.load(source, **asked)
     datasets = frame["dataset"].unique()
     if len(datasets) > 1:
         raise Refused(f"{source} holds runs on {', '.join(datasets)}: draw the folder of one dataset at a time.")
     if "test.dice" not in frame:
         raise Refused(f"{source} holds no test Dice: its dataset has no test images.")
-    curves(frame, constant=runs.constant_dice(source, datasets[0])).savefig(output)
+    try:
+        curves(frame, constant=runs.constant_dice(source, datasets[0])).savefig(output)
+    except OSError as error:
+        raise Refused(f"{output} cannot be written ({error.strerror}): give another name.") from error
     print(output)
 
 
@@ -165,6 +197,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("learning_curves.png"))
+    runs.add_published(parser)
     arguments = parser.parse_args()
     with one_line_errors():
-        main(arguments.results, arguments.output)
+        main(arguments.results, arguments.output, **runs.published(arguments))

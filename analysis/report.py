@@ -6,6 +6,7 @@ check the numbers, without images: ledgers, arrays, timing, tables and the page.
 
 import argparse
 import base64
+import csv
 import io
 import sys
 import warnings
@@ -18,30 +19,44 @@ from matplotlib import rc_context
 from PIL import Image
 
 from analysis import plots, runs, statistics
+from analysis.ledgers import aloud, bare_arrays, bounded, curve_of, finished, silent
 from experiments.commandline import one_line_errors
 from experiments.errors import Refused
-from experiments.records import ledger
+from experiments.records.cells import harmless
 
-PACKED = ("ledger.jsonl", "timing.jsonl", "*.npy", "queries/*.csv")
+PACKED = ("ledger.jsonl", "timing.jsonl", "dice.npy", "budget.npy", "queries/*.csv")
 PICTURES = 24  # at most, in the gallery
 WIDTH = 1200  # of a picture in the page, at most
 LISTED = 8  # queries of a cycle: as many as its picture shows
 
 
-def report(source, baseline="random", margin=0.0):
+def report(source, baseline="", margin=0.0, **asked):
     """(HTML, {file name: DataFrame}) of the study in the folder `source`, searched with its subfolders.
 
-    `margin` is the largest difference in Dice that does not matter, as statistics.compare takes it. A study that
-    cannot be compared is a page that says why. Raises Refused if there is no evaluated run or a file is damaged.
+    `baseline` is the method that the others are compared with; "" is random, if it is there. `margin` is the largest
+    difference in Dice that does not matter, as statistics.compare takes it; what else is `asked` goes to runs.load. A
+    study that cannot be compared is a page that says why, and so is what was left out. Raises Refused if there is no
+    finished run, or a baseline was named that no run has.
     """
     if not source.is_dir():
         raise Refused(f"{source} is not a folder of results: run active.py first.")
-    frame = runs.load(source)
-    books = {path.parent: ledger.read(path.parent) for path in inside(source, "ledger.jsonl")}
-    books = {folder: events for folder, events in books.items() if any(e["event"] == "evaluated" for e in events)}
+    left_out = []
+
+    def leave_out(line):
+        aloud(line)
+        left_out.append(line)
+
+    frame = runs.load(source, say=leave_out, **asked)
+    methods = sorted(set(frame["label"]) - {statistics.CEILING})
+    if baseline and baseline not in methods:
+        raise Refused(statistics.unknown(baseline, methods or [statistics.CEILING]))
+    baseline = baseline or "random"
+    books = finished(source, say=silent)
     tested = "test.dice" in frame
     frame = frame if tested else frame.assign(**{"test.dice": float("nan")})
-    classes = per_class(runs.load(source, per_image=True)) if books and tested else pd.DataFrame({"dataset": []})
+    classes = pd.DataFrame({"dataset": []})
+    if books and tested:
+        classes = per_class(runs.load(source, per_image=True, say=silent))
     studies, tables = [], {"curves.csv": frame}
     for number, (dataset, group) in enumerate(frame.groupby("dataset"), 1):
         ends, verdicts, missing = compare(group, baseline, margin)
@@ -56,6 +71,7 @@ def report(source, baseline="random", margin=0.0):
                 "curves": curves(group, runs.constant_dice(source, dataset)),
                 "budgets": statistics.per_budget(group).reset_index(),
                 "penalties": statistics.penalty_matrix(group) if verdicts is not None else None,
+                "efficiency": statistics.fg_efficiency(group).to_dict(),
                 "classes": classes[classes["dataset"] == dataset],
             }
         )
@@ -66,6 +82,7 @@ def report(source, baseline="random", margin=0.0):
     pictures, pictured = gallery(source, books)
     page = template().render(
         studies=studies,
+        left_out=left_out,
         baseline=baseline,
         margin=margin,
         pictures=pictures,
@@ -73,6 +90,8 @@ def report(source, baseline="random", margin=0.0):
         settings=reproduce.settings(books.values()),
         commands=[reproduce.command(events) for events in books.values()],
         data=reproduce.fingerprints(books.values()),
+        made=reproduce.made(books.values()),
+        resumed=reproduce.resumed(books.values()),
         made_with=reproduce.made_with(),
     )
     return page, tables
@@ -90,11 +109,10 @@ def template():
     return environment.get_template("report.html.j2")
 
 
-def inside(source, pattern):
-    """Files under `source` that match, sorted, without those that a link leads to from elsewhere."""
-    root = source.resolve()
-    found = source.rglob(pattern)
-    return sorted(p for p in found if p.is_file() and p.resolve() == root / p.relative_to(source))
+def inside(folder, pattern):
+    """Files of a run's folder that match, sorted, without those that a link leads to from elsewhere."""
+    root, found = folder.resolve(), folder.glob(pattern)
+    return sorted(p for p in found if p.is_file() and p.resolve() == root / p.relative_to(folder))
 
 
 def about(frame):
@@ -215,20 +233,57 @@ def probability(value):
 
 
 def count(value):
-    return "–" if pd.isna(value) else f"{value:.0f}" if value < statistics.MOST_RUNS else "countless"
+    return "–" if pd.isna(value) else "more than 1000" if value > 1000 else f"{value:.0f}"
 
 
-def pack(source, page, tables):
-    """Bytes of a zip file, the same for the same study: PACKED files of `source`, the page and the tables."""
-    entries = {path.relative_to(source).as_posix(): path.read_bytes() for p in PACKED for path in inside(source, p)}
-    entries |= {"report.html": page} | {
-        name: table.to_csv(index=False).encode(errors="replace") for name, table in tables.items()
-    }
+def pack(source, page, tables, published=False):
+    """Bytes of a zip file, the same for the same study: the PACKED files and curves of its runs, page and tables.
+
+    No name in it is absolute, climbs by `..` or holds a backslash, which Windows takes for a folder; a file that
+    cannot be named so is left out with a line. No cell of its tables is a formula to a spreadsheet.
+    """
+    files = {}
+    for folder in finished(source, say=silent):
+        place = folder.relative_to(source)
+        files |= {place / path.relative_to(folder): path for p in PACKED for path in inside(folder, p)}
+        if (curve := curve_of(folder)).is_file():
+            files[Path(f"{place}.npy" if place.name else curve.name)] = curve
+    if published:
+        files |= {path.relative_to(source): path for path in bare_arrays(source, runs.BASELINE)}
+    entries = {"report.html": page}
+    entries |= {name: table_bytes(table) for name, table in tables.items()}
+    for name, path in files.items():
+        try:
+            data = bounded(path).read_bytes()
+            entries[entry(name)] = safe_csv(data) if path.suffix == ".csv" else data
+        except (Refused, OSError, ValueError, csv.Error) as error:
+            aloud(f"{path} is not packed: {error}")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for name in sorted(entries):
             file.writestr(zipfile.ZipInfo(name), entries[name], zipfile.ZIP_DEFLATED)  # dated 1980, as no clock is read
     return buffer.getvalue()
+
+
+def entry(path):
+    """The name of a relative path in a zip file. Raises ValueError for one that could lead elsewhere."""
+    name = path.as_posix()
+    if path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise ValueError("its name holds a backslash or leads out of the folder.")
+    return name
+
+
+def table_bytes(table):
+    """A DataFrame as CSV without formulas."""
+    return table.rename(columns=harmless).map(harmless).to_csv(index=False).encode(errors="replace")
+
+
+def safe_csv(data):
+    """The bytes of a CSV, every formula in it made a text."""
+    text = io.StringIO(newline="")
+    rows = csv.reader(io.StringIO(data.decode(errors="surrogateescape"), newline=""), strict=True)
+    csv.writer(text, lineterminator="\n").writerows([harmless(cell) for cell in row] for row in rows)
+    return text.getvalue().encode(errors="surrogateescape")
 
 
 def save(path, data):
@@ -243,16 +298,17 @@ def main(words=None):
     parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="a results folder, searched with its subfolders")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
-    parser.add_argument("--baseline", default="random", help="the method that the others are compared with")
+    parser.add_argument("--baseline", default="", help="the method that the others are compared with: random")
     parser.add_argument("--margin", type=float, default=0.0, help="the largest difference in Dice that does not matter")
     parser.add_argument("--zip", type=Path, metavar="FILE", help="pack the study too, without its images")
+    runs.add_published(parser)
     given = parser.parse_args(words)
     try:
-        page, tables = report(given.results, given.baseline, given.margin)
+        page, tables = report(given.results, given.baseline, given.margin, **runs.published(given))
         page = page.encode(errors="replace")  # a file name need not be Unicode
         save(given.output, page)
         if given.zip:
-            save(given.zip, pack(given.results, page, tables))
+            save(given.zip, pack(given.results, page, tables, given.published))
     except Refused as error:
         sys.exit(str(error))
 

@@ -1,4 +1,4 @@
-"""What runs were made from, told by their ledgers: command lines, settings, data; and the versions at hand."""
+"""What runs were made from and with, told by their ledgers: command lines, settings, data, versions, devices."""
 
 import json
 import shlex
@@ -10,6 +10,7 @@ from pathlib import Path
 from sacred.utils import iterate_flattened
 
 import active
+from analysis.runs import shown
 from experiments import components
 from experiments.records.ledger import CEILING
 
@@ -64,7 +65,7 @@ def settings(books):
     """(methods, {name: values by method} of settings that differ between runs, {name: value} of all others)."""
     runs_of = {}
     for events in books:
-        texts = {key: str(value) for key, value in flat(complete(events)).items()}
+        texts = {key: str(value) for key, value in flat(complete(events) | shown(events[0]["settings"])).items()}
         runs_of.setdefault(texts["label"], []).append(texts)
     differing, common = {}, {}
     for name in dict.fromkeys(name for own in runs_of.values() for texts in own for name in texts):
@@ -87,8 +88,50 @@ def fingerprints(books):
     return found
 
 
+def made(books):
+    """[({what: text} of versions, device, threads and sources, [runs that began so])], most runs first.
+
+    A run whose ledger does not say it, as older ones do not, is under an empty dict.
+    """
+    found = {}
+    for events in books:
+        found.setdefault(tuple(_made(events[0]).items()), []).append(_name(events))
+    return sorted(((dict(what), names) for what, names in found.items()), key=lambda one: -len(one[1]))
+
+
+def resumed(books):
+    """A line for each time that a run went on with other versions, sources, threads or another device."""
+    lines = []
+    for events in books:
+        before = _made(events[0])
+        for event in events:
+            if event["event"] == "resumed":
+                now = _made(event)
+                changed = [f"{k} {before.get(k, 'unknown')} → {now.get(k, 'unknown')}" for k in before | now
+                           if before.get(k) != now.get(k)]  # fmt: skip
+                lines.append(f"{_name(events)}, from cycle {event['cycle']}: {', '.join(changed) or 'the same again'}")
+                before = now
+    return lines
+
+
+def _name(events):
+    settings = events[0]["settings"]
+    return f"{settings['label']} {settings['run']}"
+
+
+def _made(event):
+    """{what: text} of an event's `made`, sources as the head of their hash; {} where there is none."""
+    said = event.get("made")
+    if not isinstance(said, dict):
+        return {}
+    versions = said.get("versions") if isinstance(said.get("versions"), dict) else {}
+    rest = {key: said[key] for key in ("device", "threads") if key in said}
+    sources = {"sources": str(said["sources"])[:12]} if "sources" in said else {}
+    return {str(key): str(value) for key, value in (versions | rest | sources).items()}
+
+
 def made_with():
-    """{package: version} of what made this page; a ledger does not say what made its run."""
+    """{package: version} of what made this page."""
     own = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     if (ROOT / ".git").exists():
         line = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]

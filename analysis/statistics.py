@@ -16,26 +16,17 @@ import pandas as pd
 from scipy import optimize, stats
 
 from analysis import runs
+from analysis.ledgers import printable
 from experiments.commandline import one_line_errors
 from experiments.errors import Refused
 
 CEILING = "full"  # the label of runs on all training labels
-FEW_DATASETS = 5  # Demsar 2006 wants more than this for asymptotic ranks; below it they are refused
+FEW_DATASETS = 6  # Wilcoxon's p of 5 pairs cannot go below .0625, so fewer datasets can never tell
+FEW_PAIRS = 3  # fewer decide nothing: the spread of two differences is mostly chance
 MOST_RUNS = 100_000
-REPORTED = [
-    "dataset",
-    "label",
-    "runs",
-    "unpaired",
-    "aubc",
-    "sd_ddof1",
-    "sd_ddof0",
-    "final",
-    "to_95",
-    "difference",
-    "low",
-]
-REPORTED += ["high", "p_t", "p_holm", "p_signflip", "p_wilcoxon", "p_equivalent", "more_runs", "verdict"]
+REPORTED = ["dataset", "label", "runs", "unpaired", "aubc", "sd_ddof1", "sd_ddof0", "final", "to_95"]
+TESTED = ["difference", "low", "high", "p_t", "p_holm", "p_signflip", "p_wilcoxon", "p_equivalent", "more_runs"]
+REPORTED += [*TESTED, "verdict", "note"]
 
 
 def aubc(budget, curve):
@@ -53,17 +44,34 @@ def budget_to(budget, curve, target):
     return float(np.asarray(budget)[reached.argmax()]) if reached.any() else np.inf
 
 
-def fg_efficiency(foreground, curve, full):
-    """FG-Eff: the rate b of `full - a exp(-b (x - x0))` fitted to points of one method, per unit of `foreground`.
+def fg_efficiency(frame, metric="test.dice"):
+    """FG-Eff of each method of one dataset, a Series by label: how fast annotated foreground turns into Dice.
 
-    `foreground` (E,) is the share of the data's foreground that is annotated, `curve` (E,) the Dice there, of one
-    run or several end to end; x0 is the smallest share, `full - a` the mean Dice there, `full` the Dice with all
-    labels. Lueth et al. 2025 (nnActive), https://arxiv.org/abs/2511.19183
+    It is the rate b of `full - a exp(-b (x - x0))`, fitted to all points of a method; x is the share of the data's
+    foreground that is annotated, `full` the mean Dice of the runs on all labels. All methods share one start, as
+    nnActive has it: x0 is the smallest share of any, `full - a` the mean Dice there. NaN where no fit is found. Empty
+    without runs on all labels or without `foreground`. Lueth et al. 2025, https://arxiv.org/abs/2511.19183
     """
-    x, y = np.asarray(foreground, float), np.asarray(curve, float)
-    x = x - x.min()
-    a = full - y[x == 0].mean()
-    return float(optimize.curve_fit(lambda x, b: full - a * np.exp(-b * x), x, y, p0=1 / np.ptp(x))[0][0])
+    frame = frame.dropna(subset=[metric, "foreground"]) if "foreground" in frame else frame[:0]
+    ceiling, methods = frame[frame["label"] == CEILING], frame[frame["label"] != CEILING]
+    if ceiling.empty or methods.empty or not ceiling["foreground"].max():
+        return pd.Series(dtype=float, name="fg_eff")
+    full, share = ceiling[metric].mean(), methods["foreground"] / ceiling["foreground"].max()
+    x0 = share.min()
+    a = full - methods.loc[share == x0, metric].mean()
+    rates = {label: _rate(share[one.index] - x0, one[metric], a, full) for label, one in methods.groupby("label")}
+    return pd.Series(rates, name="fg_eff")
+
+
+def _rate(x, y, a, full):
+    """b of `full - a exp(-b x)` by least squares, NaN where none is found."""
+    x, y = x.to_numpy(float), y.to_numpy(float)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # steps of the search that overflow, and fits without a spread
+            return float(optimize.curve_fit(lambda x, b: full - a * np.exp(-b * x), x, y, p0=1 / np.ptp(x))[0][0])
+    except (RuntimeError, ValueError, TypeError, ZeroDivisionError, FloatingPointError):
+        return np.nan
 
 
 def per_budget(frame, metric="test.dice", cost="images"):
@@ -73,11 +81,14 @@ def per_budget(frame, metric="test.dice", cost="images"):
 
 
 def endpoints(frame, metric="test.dice", cost="images"):
-    """One row a run: dataset, label, run, first and last images, aubc, final, to_95.
+    """One row a run: dataset, label, run, grid (the images at which it was measured), aubc, final, to_95.
 
-    `to_95` is the budget to 95 % of the dataset's mean ceiling (label "full"): inf if never reached, NaN without one.
+    By another cost than images, runs end where their images took them: `aubc` and `final` are then those of the
+    range of costs that all runs of a dataset have, read off between their points. `to_95` is the cost to 95 % of the
+    dataset's mean ceiling (label "full"): inf if never reached, NaN without one. Raises Refused if runs share a name,
+    if there is none with `metric`, or no common range.
     """
-    frame = frame.dropna(subset=metric).sort_values("images")
+    frame = frame.dropna(subset=[metric, cost]).sort_values("images")
     repeated = frame.duplicated(["dataset", "label", "run", "cycle"])
     if repeated.any():
         dataset, label, run = frame.loc[repeated, ["dataset", "label", "run"]].iloc[0]
@@ -87,33 +98,40 @@ def endpoints(frame, metric="test.dice", cost="images"):
     full = frame[frame["label"] == CEILING].groupby(["dataset", "run"])[metric].last()
     ceiling = full.groupby("dataset").mean()
     rows = []
-    for (dataset, label, run), group in frame[frame["label"] != CEILING].groupby(["dataset", "label", "run"]):
-        budget, curve, target = group[cost].to_numpy(), group[metric].to_numpy(), 0.95 * ceiling.get(dataset, np.nan)
-        rows.append(
-            {
-                "dataset": dataset,
-                "label": label,
-                "run": run,
-                "first": group["images"].iloc[0],
-                "last": group["images"].iloc[-1],
-                "aubc": aubc(budget, curve),
-                "final": curve[-1],
-                "to_95": np.nan if np.isnan(target) else budget_to(budget, curve, target),
-            }
-        )
+    for dataset, methods in frame[frame["label"] != CEILING].groupby("dataset"):
+        target = 0.95 * ceiling.get(dataset, np.nan)
+        runs_of = methods.groupby(["label", "run"])
+        low, high = runs_of[cost].min().max(), runs_of[cost].max().min()
+        if cost != "images" and low >= high:
+            raise Refused(f"On {dataset} the runs share no range of {cost}: one begins where another has ended.")
+        for (label, run), one in runs_of:
+            budget, curve = one[cost].to_numpy(float), one[metric].to_numpy(float)
+            row = {"dataset": dataset, "label": label, "run": run, "grid": tuple(one["images"])}
+            row["to_95"] = np.nan if np.isnan(target) else budget_to(budget, curve, target)
+            if cost != "images":
+                inner = np.unique([low, *budget[(budget > low) & (budget < high)], high])
+                budget, curve = inner, np.interp(inner, budget, curve)
+            rows.append(row | {"aubc": aubc(budget, curve), "final": curve[-1]})
     if not rows:
         raise Refused(f"No run here has {metric}.")
     return pd.DataFrame(rows)
+
+
+def usual_grid(ends, label):
+    """The images at which most runs of a method were measured; of equals the longest."""
+    counts = ends.loc[ends["label"] == label, "grid"].value_counts()
+    return max(counts[counts == counts.max()].index, key=len)
 
 
 def compare(frame, baseline="random", margin=0.0, metric="test.dice", cost="images", alpha=0.05):
     """Every method against `baseline`, dataset by dataset: a DataFrame with one row each, the baseline's first.
 
     `frame` is that of analysis.runs.load, or any with dataset, label, run, cycle, images and `metric`; to compare
-    settings that share a label, write them into it. A run counts if its first and last images are those of most of the
-    baseline's runs. `runs` were paired, `unpaired` had no counterpart. `aubc`, its SD with ddof=1 and, for published
-    tables, ddof=0, `final` and the median `to_95` (inf: half of the runs or more never got there) are over the
-    method's own runs; `difference`, its interval `low` to `high` and all p are over pairs, in units of `metric`.
+    settings that share a label, write them into it. A run counts if it was measured at the images at which most of the
+    baseline's runs were, for AUBC depends on them. `runs` were paired, `unpaired` had no counterpart. `aubc`, its SD
+    with ddof=1 and, for published tables, ddof=0, `final` and the median `to_95` (inf: half of the runs or more never
+    got there) are over the method's own runs; `difference`, its interval `low` to `high` and all p are over pairs, in
+    units of `metric`.
 
     `verdict` is better or worse where `p_holm`, the paired t test after Holm, is below alpha; else equivalent where
     `p_equivalent`, TOST after Holm, is: the difference is then within +-`margin`, the largest one that does not
@@ -123,14 +141,15 @@ def compare(frame, baseline="random", margin=0.0, metric="test.dice", cost="imag
     n >= 6, distrust it. `more_runs` would give a power of .8 to see `margin` or, without one, the difference seen
     here, at alpha over the number of methods. It is advice for a new study, not a licence to add runs until p falls.
 
-    Raises Refused for an unknown baseline, runs that share a name, and fewer than two paired runs throughout.
+    The t test leans on near-normal differences: at n < 5 skewed ones make it err more often than alpha says. `note`
+    says how many runs were set aside for their budgets, and why a method with fewer than FEW_PAIRS pairs is undecided
+    whatever its p. Raises Refused for an unknown baseline, runs that share a name, and fewer than two paired runs
+    throughout.
     """
     ends = endpoints(frame, metric, cost)
     rows = [row for _, group in ends.groupby("dataset") for row in _compare_one(group, baseline, margin, alpha)]
     if all(row["runs"] < 2 for row in rows if row["label"] != baseline):
-        raise Refused(
-            f"Two runs are needed that {baseline} and another method share, from the same to the same budget."
-        )
+        raise Refused(f"Two runs are needed that {baseline} and another method share, measured at the same budgets.")
     return pd.DataFrame(rows).reindex(columns=REPORTED)
 
 
@@ -138,11 +157,9 @@ def _compare_one(ends, baseline, margin, alpha):
     """The rows of compare for one dataset."""
     dataset, labels = ends["dataset"].iloc[0], sorted(ends["label"].unique())
     if baseline not in labels:
-        near = get_close_matches(baseline, labels, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise Refused(f"There is no method {baseline!r} on {dataset}, only {', '.join(labels)}.{hint}")
-    first, last = ends.loc[ends["label"] == baseline, ["first", "last"]].value_counts().idxmax()
-    usual = ends[(ends["first"] == first) & (ends["last"] == last)]
+        raise Refused(unknown(baseline, labels, f" on {dataset}"))
+    grid = usual_grid(ends, baseline)
+    usual = ends[ends["grid"] == grid]
     wide = usual.pivot(index="run", columns="label", values="aubc").reindex(columns=labels)
     others = [label for label in labels if label != baseline]
     rows = []
@@ -157,6 +174,8 @@ def _compare_one(ends, baseline, margin, alpha):
             differences = (wide[label] - wide[baseline]).dropna()
             either = ends.loc[ends["label"].isin([label, baseline]), "run"].nunique()
             row |= {"runs": len(differences), "unpaired": either - len(differences)}
+            others_grid = (ends["label"].isin([label, baseline]) & (ends["grid"] != grid)).sum()
+            row["note"] = _note(len(differences), others_grid, grid)
             row |= paired(differences, margin, alpha, len(others))
         rows.append(row)
     _, *tested = rows
@@ -170,7 +189,27 @@ def _compare_one(ends, baseline, margin, alpha):
     return rows
 
 
+def unknown(baseline, labels, place=""):
+    """What is said of a baseline that is not among the methods."""
+    near = get_close_matches(baseline, labels, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]}?" if near else ""
+    return f"There is no method {baseline!r}{place}, only {', '.join(labels)}.{hint}"
+
+
+def _note(pairs, others_grid, grid):
+    """What keeps a comparison from being a whole one."""
+    said = []
+    if pairs < FEW_PAIRS:
+        said.append(f"{pairs} {'pair' if pairs == 1 else 'pairs'}, {FEW_PAIRS} are needed")
+    if others_grid:
+        at = ", ".join(f"{images:g}" for images in grid[:3]) + (" ..." if len(grid) > 3 else "")
+        said.append(f"{others_grid} {'run' if others_grid == 1 else 'runs'} not measured at {at} images: set aside")
+    return "; ".join(said)
+
+
 def _verdict(row, alpha):
+    if row["runs"] < FEW_PAIRS:
+        return "undecided"
     if row["p_holm"] < alpha:
         return "better" if row["difference"] > 0 else "worse"
     return "equivalent" if row["p_equivalent"] < alpha else "undecided"
@@ -185,7 +224,7 @@ def paired(differences, margin=0.0, alpha=0.05, family=1):
     """
     d, n = np.asarray(differences, float), len(differences)
     if n < 2:
-        return dict.fromkeys(REPORTED[REPORTED.index("difference") : -1], np.nan)
+        return dict.fromkeys(TESTED, np.nan)
     mean, sd = d.mean(), d.std(ddof=1)
     half = stats.t.isf(alpha / 2, n - 1) * sd / np.sqrt(n)
     return {
@@ -196,7 +235,7 @@ def paired(differences, margin=0.0, alpha=0.05, family=1):
         "p_signflip": sign_flip(d),
         "p_wilcoxon": _wilcoxon(d),
         "p_equivalent": max(_t_test(d + margin, "greater"), _t_test(d - margin, "less")) if margin else np.nan,
-        "more_runs": max(0.0, runs_needed(margin or mean, sd, alpha / family) - n),
+        "more_runs": max(0.0, FEW_PAIRS - n, runs_needed(margin or mean, sd, alpha / family) - n),
     }
 
 
@@ -255,7 +294,8 @@ def penalty_matrix(frame, metric="test.dice", alpha=0.05):
     """How often the row's method beats the column's: a DataFrame (methods, methods), at most the number of datasets.
 
     On each dataset a pair shares 1 among the budgets at which both have all paired runs; a budget counts where the
-    paired t test, uncorrected, has p < alpha. A small column mean is good. Ash et al. 2020 (BADGE),
+    paired t test, uncorrected, has p < alpha. The start counts too, as with Ash et al. and nnActive: runs that are
+    equal there by design reach (E - 1) / E at most. A small column mean is good. Ash et al. 2020 (BADGE),
     https://arxiv.org/abs/1906.03671, who take budgets at doubling steps; here all are taken.
     """
     frame = frame[frame["label"] != CEILING].dropna(subset=metric)
@@ -277,9 +317,14 @@ def ranks(frame, baseline="random", metric="test.dice", cost="images", alpha=0.0
     `rank` is the mean rank of the mean AUBC, 1 the best. Ranks further apart than the critical difference differ by
     Nemenyi's test. The p compare with the baseline, datasets being the pairs. Demsar 2006,
     https://jmlr.org/papers/v7/demsar06a.html; why Wilcoxon beside ranks: Benavoli et al. 2016,
-    https://jmlr.org/papers/v17/benavoli16a.html. Raises Refused for under five datasets or three methods.
+    https://jmlr.org/papers/v17/benavoli16a.html. Raises Refused for under FEW_DATASETS datasets, under three methods,
+    and runs of one dataset that were measured at different budgets.
     """
-    scores = endpoints(frame, metric, cost).groupby(["dataset", "label"])["aubc"].mean().unstack()
+    ends = endpoints(frame, metric, cost)
+    grids = ends.groupby("dataset")["grid"].nunique()
+    if grids.max() > 1:
+        raise Refused(f"On {grids.idxmax()} runs were measured at different budgets: their areas cannot be ranked.")
+    scores = ends.groupby(["dataset", "label"])["aubc"].mean().unstack()
     if len(scores) < FEW_DATASETS or scores.shape[1] < 3 or scores.isna().any(axis=None) or baseline not in scores:
         raise Refused(
             f"Ranks need {FEW_DATASETS} datasets and 3 methods, {baseline} among them, each run on every dataset: "
@@ -315,6 +360,72 @@ def _metric(frame, named):
     return named if named in metrics else metrics[0]
 
 
+HEADS = {
+    "label": "method",
+    "runs": "pairs",
+    "unpaired": "unpaired",
+    "aubc": "AUBC",
+    "sd_ddof1": "SD",
+    "sd_ddof0": "SD (n)",
+    "final": "final",
+    "to_95": "to 95 %",
+    "difference": "difference",
+    "low": "95 % low",
+    "high": "high",
+    "p_t": "p",
+    "p_holm": "p (Holm)",
+    "p_signflip": "p (signs)",
+    "p_wilcoxon": "p (Wilcoxon)",
+    "p_equivalent": "p (equivalent)",
+    "more_runs": "more runs",
+    "verdict": "verdict",
+    "note": "note",
+}
+LEGEND = {
+    "pairs": "runs that are compared; of the baseline, its own runs",
+    "unpaired": "runs that have no counterpart, or other budgets",
+    "AUBC": "area under the budget curve: a mean height",
+    "SD": "of the AUBC over runs, divided by n - 1",
+    "SD (n)": "the same, divided by n",
+    "final": "the last value",
+    "to 95 %": "cost until 95 % of the ceiling `full`, of the median run",
+    "difference": "mean AUBC minus the baseline's, over pairs",
+    "95 % low": "with high, the 95 % t interval of the difference",
+    "p": "paired t test, not corrected",
+    "p (Holm)": "corrected for the number of methods; decides better or worse",
+    "p (signs)": "exact test over all changes of sign; does not decide, should agree",
+    "p (Wilcoxon)": "exact test of signed ranks; does not decide, should agree",
+    "p (equivalent)": "that the difference lies within the margin (TOST, Holm)",
+    "more runs": "still needed for a power of .8",
+    "verdict": "undecided is not equal: these runs cannot tell",
+}
+
+
+def readable(table):
+    """(how each method did, how it compares) of compare()'s table: text under plain heads, "-" where there is none."""
+    texts = {head: table[name].map(_texts.get(name, _four)) for name, head in HEADS.items()}
+    texts = pd.DataFrame({"dataset": table["dataset"], **texts})
+    done = texts[["dataset", *list(HEADS.values())[:8]]]
+    against = texts.loc[table["verdict"] != "baseline", ["dataset", "method", *list(HEADS.values())[8:]]]
+    return tuple(part.loc[:, (part != "-").any()].set_index(["dataset", "method"]) for part in (done, against))
+
+
+def _four(value):
+    return "-" if pd.isna(value) else f"{value:.4g}"
+
+
+def _whole(value):
+    return "-" if pd.isna(value) else "more than 1000" if value > 1000 else f"{value:.0f}"
+
+
+def _words(value):
+    return value if isinstance(value, str) and value else "-"
+
+
+_texts = dict.fromkeys(("runs", "unpaired", "more_runs"), _whole) | dict.fromkeys(("label", "verdict", "note"), _words)
+_texts["to_95"] = lambda value: "not reached" if value == np.inf else _four(value)
+
+
 def main(words=None):
     parser = argparse.ArgumentParser(prog="python -m analysis.statistics", description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -325,17 +436,20 @@ def main(words=None):
         "--margin", type=float, default=0.0, help="the largest difference that does not matter, in the metric's units"
     )
     parser.add_argument("--metric", default="test.dice", help="a CSV's only one need not be named")
+    runs.add_published(parser)
     given = parser.parse_args(words)
     try:
-        frame = runs.load(given.source)
+        frame = runs.load(given.source, **runs.published(given))
         metric = _metric(frame, given.metric)
         table = compare(frame, given.baseline, given.margin, metric)
     except Refused as error:
         sys.exit(str(error))
-    print(f"{metric}: mean area under the budget curve, compared over paired runs with {given.baseline}")
-    for columns in (REPORTED[:9], [*REPORTED[:2], *REPORTED[9:]]):
-        shown = table[columns].dropna(axis=1, how="all")
-        print("\n" + shown.to_string(index=False, na_rep="", float_format="{:.4g}".format))
+    print(f"{metric}: mean area under the budget curve, compared over paired runs with {printable(given.baseline)}")
+    parts = readable(table)
+    for part in parts:
+        print("\n" + printable(part.reset_index().to_string(index=False)))
+    shown = {head for part in parts for head in part}
+    print("\n" + "\n".join(f"{head}: {text}" for head, text in LEGEND.items() if head in shown))
 
 
 if __name__ == "__main__":

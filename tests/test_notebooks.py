@@ -18,7 +18,7 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from analysis import calibration, plots, provenance, runs, statistics
 from analysis.execute import NOTEBOOKS, execute
-from analysis.features import features
+from analysis.features import features, thumbnails
 from experiments.errors import Refused
 
 FIGURES = {"calibration": 2, "cost": 1, "heuristics_compared": 2, "learning_curves": 2, "query_provenance": 5}
@@ -204,7 +204,7 @@ def test_features_are_the_bottlenecks_means(study, phantom_root):
 
     from models.unet import UNet
 
-    ids, found = features(study / "bald_1", root=str(phantom_root), device="cpu")
+    ids, found, small = features(study / "bald_1", root=str(phantom_root), device="cpu")
     unet = UNet(3, 2, width=2).eval()
     unet.load_state_dict(load_file(study / "bald_1" / "checkpoint" / "cycle_002.safetensors"))
     for i in (0, 7, 15):
@@ -214,12 +214,17 @@ def test_features_are_the_bottlenecks_means(study, phantom_root):
             for down in unet.downs:
                 x = down(x)
         np.testing.assert_allclose(found[i], x.mean((2, 3))[0], rtol=1e-4, atol=1e-6)
+        assert small[i].mean() == pytest.approx(image.mean(), rel=0.02)
+        height, width = (side // 16 for side in image.shape[:2])
+        if not any(side % 16 for side in image.shape[:2]):
+            blocks = image.mean(-1).reshape(16, height, 16, width).mean((1, 3))
+            np.testing.assert_allclose(small[i], blocks.ravel(), rtol=1e-5)
     assert found.shape == (16, 64)
 
 
 def test_features_of_other_images_are_refused(study, phantom_root, tmp_path):
     root = shutil.copytree(phantom_root, tmp_path / "Phantom")
-    ids, _ = features(study / "bald_0", root=str(root), device="cpu")
+    ids, *_ = features(study / "bald_0", root=str(root), device="cpu")
     shutil.copy(root / "seed_0" / f"{ids[0]}.bmp", root / "seed_0" / f"{ids[1]}.bmp")
     with pytest.raises(Refused, match="are not those that"):
         features(study / "bald_0", root=str(root), device="cpu")
@@ -227,18 +232,105 @@ def test_features_of_other_images_are_refused(study, phantom_root, tmp_path):
         features(tmp_path / "nothing")
 
 
-def test_redundancy_is_the_mean_over_pairs():
+def test_redundancy_is_the_mean_over_pairs_of_centred_features():
+    """Features far from 0, as a ReLU's are, make all images alike unless they are centred."""
     rng = np.random.default_rng(0)
-    vectors = rng.random((6, 4))
-    vectors[5] = 2 * vectors[4]
+    vectors = rng.random((6, 4)) + 100
+    vectors[5] = vectors[4] + (vectors[4] - vectors.mean(0)) * 1e-9
+    thumbnails = rng.random((6, 50))
+    thumbnails[1] = 3 * thumbnails[0] + 7  # brighter, and the same picture
     ids = list("abcdef")
     table = partial(pd.DataFrame, columns=["cycle", "id", "picked"])
     pool = table(
         [(0, id, ids.index(id) if id in "abc" else np.nan) for id in ids] + [(1, "e", 0), (1, "f", 1), (1, "d", np.nan)]
     )
-    found = provenance.redundancy(pool, ids, vectors)
-    pairs = cosine_similarity(vectors[:3])[np.triu_indices(3, 1)]
+    found = provenance.redundancy(pool, ids, vectors, thumbnails)
+    scaled = (vectors - vectors.mean(0)) / vectors.std(0)
+    pairs = cosine_similarity(scaled[:3])[np.triu_indices(3, 1)]
     assert found["similarity"].tolist() == pytest.approx([pairs.mean(), 1])
-    every = cosine_similarity(vectors)[np.triu_indices(6, 1)].mean()
-    assert found["expected"][0] == pytest.approx(every, abs=0.02)
+    every = cosine_similarity(scaled)[np.triu_indices(6, 1)].mean()
+    assert found["expected"][0] == pytest.approx(every, abs=0.03) and every < 0.1
     assert (found["low"] <= found["expected"]).all() and (found["expected"] <= found["high"]).all()
+    assert found["copies"].tolist() == [2, 0] and found["copies_expected"][1] == 0
+    with pytest.raises(Refused, match="asked for z"):
+        provenance.redundancy(table([(0, "z", 0), (0, "a", 1)]), ids, vectors, thumbnails)
+
+
+def test_near_copies_of_the_drawings():
+    """Consecutive sections of one drawn scene are told from other scenes, without any model."""
+    import torch
+
+    from data.phantom import draw_image
+
+    scenes = [60, 60, 60, 61, 61, *range(8)]
+    drawn = [draw_image(0, f"train_{n}", scene)[0] for n, scene in enumerate(scenes)]
+    small = torch.cat([thumbnails(torch.from_numpy(image)[None]) for image in drawn]).numpy()
+    unit = provenance._unit(small - small.mean(0), centred=True)
+    np.testing.assert_array_equal(unit @ unit.T > provenance.NEAR, np.equal.outer(scenes, scenes))
+    assert provenance.near_copies(unit) == 5
+
+
+@pytest.mark.parametrize("table", ["id,picked\na,0\n", 'id,group,picked,score\n"a', "id,group,picked,score\na,b,c,d\n"])
+def test_a_damaged_table_of_a_query_is_one_line(tmp_path, table):
+    (tmp_path / "queries").mkdir()
+    (tmp_path / "queries" / "cycle_000.csv").write_text(table)
+    with pytest.raises(Refused, match="cycle_000.csv is damaged") as refused:
+        provenance.pools(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_method_looks_the_same_whatever_else_is_drawn(study):
+    """random grey, full black, and no two of the known heuristics alike."""
+    frame = runs.load(study)
+
+    def colour(frame):
+        axis = plots.curves(frame).axes[0]
+        return {line.get_label().partition(" ")[0]: line.get_color() for line in axis.lines}
+
+    alone = {**colour(frame[frame["label"] == "bald"]), **colour(frame[frame["label"] == "random"])}
+    more = pd.concat([frame, frame[frame["label"] == "bald"].assign(label="a_first_in_the_alphabet")])
+    assert colour(more).items() >= alone.items()
+    assert (
+        alone["random"] == plots.GREY and colour(frame)["all"] == "black" and plots.style("full")["color"] == "#000000"
+    )
+    looks = [(style["color"], style["marker"]) for style in map(plots.style, plots.KNOWN)]
+    assert len(set(looks)) == len(plots.KNOWN) >= 35 and plots.GREY not in {colour for colour, _ in looks}
+    assert plots.style("mine") == plots.style("mine")
+    averaged, single = plots.style("bald, averaged passes"), plots.style("bald, single pass")
+    assert averaged["color"] == single["color"] and averaged["linestyle"] != single["linestyle"]
+
+
+def test_the_penalty_matrix_is_a_heat_map_also_of_two_methods():
+    table = pd.DataFrame([[0, 0.5], [0.0, 0]], index=["bald", "random"], columns=["bald", "random"])
+    axis, bar = plots.matrix(table, most=1).axes
+    assert [text.get_text() for text in axis.texts] == ["–", "0.50", "0.00", "–", "0.00", "0.50"]
+    assert axis.images[0].get_clim() == (0, 1) and "share of budgets" in bar.get_ylabel()
+
+
+def test_reliability_is_square_and_whole(study):
+    figure = calibration.reliability(calibration.load(study))
+    figure.draw_without_rendering()
+    for axis in figure.axes:
+        assert axis.get_xlim() == axis.get_ylim() and axis.get_aspect() == 1
+        assert not any(marks.get_clip_on() for marks in axis.collections)
+        lowest = min(line.get_ydata().min() for line in axis.lines[1:])
+        assert axis.get_ylim()[0] <= lowest
+
+
+def test_an_unfinished_run_spoils_no_figure(study, tmp_path, capsys):
+    """Neither curves nor calibration nor the verdict's table: all read the same runs."""
+    results = shutil.copytree(study, tmp_path / "results")
+    whole = [runs.load(results), calibration.load(results)]
+    ledger = results / "random_1" / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(True)
+    ledger.write_text("".join(lines[:3]))
+    for name in ("random_1.npy", "random_1/budget.npy", "random_1/dice.npy"):
+        np.save(results / name, np.load(results / name)[:1])
+    [path] = (results / "random_1").glob("sacred/*.json")
+    path.write_text(path.read_text().replace('"COMPLETED"', '"RUNNING"'))
+    capsys.readouterr()
+    for frame, load in zip(whole, (runs.load, calibration.load), strict=True):
+        left = frame[(frame["label"] != "random") | (frame["run"] != 1)].reset_index(drop=True)
+        pd.testing.assert_frame_equal(load(results), left)
+        assert capsys.readouterr().out == "run 1 of random is going on (2 of 6 images): left out.\n"
+    assert "run 1 of random is going on" in text(execute(NOTEBOOKS / "cost.ipynb", results))

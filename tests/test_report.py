@@ -1,5 +1,6 @@
 """The report: one page that asks for nothing from outside, says what was found, and lets no text of the data act."""
 
+import csv
 import io
 import itertools
 import json
@@ -39,16 +40,27 @@ SETTINGS = {
 }
 
 
-def make(folder, label, run, curve, ids=("testA_1", "testA_2"), classes=("background", "gland"), asked=2, **settings):
+def make(
+    folder,
+    label,
+    run,
+    curve,
+    ids=("testA_1", "testA_2"),
+    classes=("background", "gland"),
+    asked=2,
+    said=(),
+    **settings,
+):
     """One run whose test Dice is `curve`, both images alike, written as the real ones are; returns its folder."""
     settings = {**SETTINGS, "label": label, "run": run, "seed": run, **settings}
     place = folder / f"{label}_{run}"
     with Ledger(place, settings, ["a" * 64, None, "b" * 64]) as book:
         queries = [{"id": f"train_{k}", "region": None, "score": 0.5, "rank": k, "passes": 2} for k in range(asked)]
-        book.append("start", queries=queries, classes=list(classes), test=list(ids))
+        book.append("start", queries=queries, classes=list(classes), test=list(ids), **dict(said))
         for cycle, dice in enumerate(curve):
             table = [[0.9, dice]] * len(ids)
             values = {"metrics": {"test.dice": dice}, "per_image": {"dice": table, "iou": table}, "weights": "c" * 64}
+            values |= {"foreground": 1000 if label == "full" else 10 + 50 * cycle}
             book.append(
                 "evaluated", cycle, images=2 + 2 * cycle, pixels=100 + 100 * cycle, boundary=9, pool=9, **values
             )
@@ -163,8 +175,10 @@ def test_verdicts_come_first_and_are_those_of_the_statistics(study):
     expected = statistics.compare(runs.load(study), margin=0.02).set_index("label")
     assert dict(expected["verdict"]) == {"random": "baseline", "entropy": "better", "variance": "equivalent"}
     header, *rows = page.tables[0]
-    assert header[:2] == ["method", "verdict"] and len(rows) == 3
-    for label, verdict, pairs, area, difference, *_, final in rows:
+    assert header[:2] == ["method", "verdict"] and len(rows) == 3 and header[-2] == "FG-Eff"
+    efficiency = statistics.fg_efficiency(runs.load(study))
+    for label, verdict, pairs, area, difference, *_, rate, final in rows:
+        assert rate == f"{efficiency[label]:.2f}" and float(rate) > 0
         row = expected.loc[label]
         assert row["verdict"] in verdict and pairs == "5"
         assert area == f"{row['aubc']:.3f} ± {row['sd_ddof1']:.3f}" and final == f"{row['final']:.3f}"
@@ -189,7 +203,7 @@ def test_curves_penalties_and_classes(study, page):
     assert len(svg) == 1 and "viewbox" in svg[0]
     assert {"entropy (5 runs)", "all training labels", "mean test Dice"} <= set(map(str.strip, page.words))
     colours = {c for _, a in page.elements for c in re.findall("#[0-9a-f]{6}", a.get("style") or "")}
-    assert "#000000" not in colours and "#0072b2" in colours
+    assert "#000000" not in colours and {"#d55e00", "#737373"} <= colours
     assert sum("stroke: currentColor" in (a.get("style") or "") for _, a in page.elements) > 4
     budgets, penalties, classes = page.tables[1:4]
     frame = runs.load(study)
@@ -200,6 +214,9 @@ def test_curves_penalties_and_classes(study, page):
     assert (
         penalties[1][1:] == ["–", *(f"{v:.2f}" for v in matrix.loc["entropy"].iloc[1:])] and penalties[1][2] == "0.67"
     )
+    assert penalties[-1] == ["column mean", *(f"{v:.2f}" for v in matrix.sum() / 2)]
+    heat = [td["style"] for td in page.all("td") if td.get("class") == "heat"]
+    assert heat[:2] == ["--share: 0.67", "--share: 0.67"] and len(heat) == 9  # the diagonal has none
     assert ["entropy", "gland", *[f"{at_six.mean():.3f} ± {at_six.std():.3f}"] * 2] in classes
     assert ["full", "gland", "0.800", "0.800"] in classes
 
@@ -240,9 +257,12 @@ def test_arrays_of_a_published_baseline_are_a_report_too(tmp_path):
     for run in range(3):
         np.save(tmp_path / f"rand_{run}.npy", np.array([0.5, 0.6, 0.7]) + run / 100)
         np.save(tmp_path / f"mc_{run}.npy", np.array([0.5, 0.7, 0.8]) + run / 100)
-    page = Page(report(tmp_path, baseline="rand")[0])
+    with pytest.raises(Refused, match="without its run"):
+        report(tmp_path)
+    page = Page(report(tmp_path, baseline="rand", published=True, start=4, query=2)[0])
     check(page)
-    assert "mc is better" in page.text and "Settings" not in page.text
+    files = packed(tmp_path, tmp_path, "--published", "4", "2")
+    assert {f"{label}_{run}.npy" for label in ("rand", "mc") for run in range(3)} < files.keys()
 
 
 def test_two_datasets_are_compared_each_on_its_own(tmp_path):
@@ -253,7 +273,7 @@ def test_two_datasets_are_compared_each_on_its_own(tmp_path):
     page = Page(report(tmp_path)[0])
     check(page)
     assert "glas: what was found" in page.text and len(page.all("svg")) == 2
-    assert page.text.index("bald is worse") < page.text.index("phantom: what was found") < page.text.index("is better")
+    assert page.text.index("bald is worse") < page.text.rindex("phantom: what was found") < page.text.index("is better")
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
@@ -325,9 +345,9 @@ def test_links_do_not_lead_out_of_the_folder(mine, tmp_path):
     assert not [name for name in files if "extra" in name or "elsewhere" in name]
 
 
-def packed(study, folder):
+def packed(study, folder, *more):
     """{name: bytes} of the zip that the command line makes."""
-    main([str(study), "-o", str(folder / "report.html"), "--zip", str(folder / "study.zip")])
+    main([str(study), "-o", str(folder / "report.html"), "--zip", str(folder / "study.zip"), *more])
     with zipfile.ZipFile(folder / "study.zip") as file:
         assert file.testzip() is None and file.namelist() == sorted(file.namelist())
         return {name: file.read(name) for name in file.namelist()}
@@ -355,7 +375,7 @@ def test_settings_that_differ_and_those_that_do_not(study, page):
     books = [read(path.parent) for path in sorted(study.rglob("ledger.jsonl"))]
     methods, differing, common = reproduce.settings(books)
     assert methods == ["entropy", "full", "random", "variance"]
-    assert differing["heuristic"] == ["entropy", "bald", "random", "variance"]
+    assert differing["heuristic"] == ["entropy", "full", "random", "variance"]
     assert differing["run"] == ["0, 1, 2, 3, 4", "0", "0, 1, 2, 3, 4", "0, 1, 2, 3, 4"]
     assert differing["cycles"] == ["2", "0", "2", "2"] and differing.keys().isdisjoint(common)
     assert common == {"batch": "top", "dataset": "phantom", "model": "unet"} | {
@@ -363,6 +383,68 @@ def test_settings_that_differ_and_those_that_do_not(study, page):
     }  # fmt: skip
     assert ["unet.width", "2"] in next(table for table in page.tables if table[0] == ["setting", "value"])
     assert ["phantom", "train", "16", "a" * 64] in page.tables[-1] and "AskMask0.1.0" in page.text
+    assert "These ledgers do not say" in page.text
+
+
+def test_what_runs_were_made_with_and_under_what_they_went_on(tmp_path):
+    first = {"versions": {"torch": "2.13.0", "baal": EVIL}, "threads": 2, "device": "cpu", "sources": "f" * 64}
+    for run in range(3):
+        make(tmp_path, "bald", run, [0.5, 0.6], said={"made": first})
+    place = make(tmp_path, "bald", 3, [0.5, 0.6], said={"made": first})
+    make(tmp_path, "bald", 4, [0.5, 0.6])
+    make(tmp_path, "bald", 5, [0.5, 0.6], said={"made": "nonsense"})
+    lines = (place / "ledger.jsonl").read_text().splitlines(True)
+    event = {"event": "resumed", "cycle": 0, "made": {**first, "threads": 8, "sources": "e" * 64}}
+    (place / "ledger.jsonl").write_text("".join([*lines[:2], json.dumps(event) + "\n", *lines[2:]]))
+    books = [read(path.parent) for path in sorted(tmp_path.rglob("ledger.jsonl"))]
+    assert reproduce.resumed(books) == ["bald 3, from cycle 0: threads 2 → 8, sources ffffffffffff → eeeeeeeeeeee"]
+    [(what, names), (nothing, others)] = reproduce.made(books)
+    assert what == {"torch": "2.13.0", "baal": EVIL, "device": "cpu", "threads": "2", "sources": "f" * 12}
+    assert (names, nothing, others) == (["bald 0", "bald 1", "bald 2", "bald 3"], {}, ["bald 4", "bald 5"])
+    page = Page(report(tmp_path)[0])
+    check(page)
+    assert reproduce.resumed(books)[0] in page.text and EVIL in page.text and "bald 4, bald 5" in page.text
+
+
+def test_what_is_left_out_is_said_on_the_page(mine, capsys):
+    (mine / "random_0" / "budget.npy").write_bytes(b"none")
+    page = Page(report(mine)[0])
+    check(page)
+    assert "Left out of everything below: " + capsys.readouterr().out.strip() in page.text
+    assert next(row for row in page.tables[0] if row[0] == "entropy")[2] == "4 (1 unpaired)"
+
+
+def test_contents_lead_to_every_part(page):
+    places = {attributes["id"] for tag, attributes in page.elements if tag == "h2"}
+    assert {a["href"] for a in page.all("a")} == {f"#{place}" for place in places} == {
+        "#study-1", "#queries", "#settings", "#reproduce"
+    }  # fmt: skip
+
+
+def test_full_is_shown_as_full(study, page):
+    frame = report(study)[1]["curves.csv"]
+    assert set(frame.loc[frame["label"] == "full", "heuristic"]) == {"full"}
+    header, *rows = next(table for table in page.tables if table[0][0] == "setting")
+    column = header.index("full")
+    assert {row[0]: row[column] for row in rows if row[0] in ("heuristic", "cycles")} == {
+        "heuristic": "full", "cycles": "0"
+    }  # fmt: skip
+
+
+def test_no_cell_of_the_zip_is_a_formula_and_no_name_leads_out(mine, tmp_path, capsys):
+    place = mine / "entropy_0" / "queries"
+    (place / "cycle_000.csv").write_text('id,group,score\n=HYPERLINK(1),"@x,y",-0.5\n')
+    (place / "cycle_\\..\\evil.csv").write_text("id\n")
+    make(mine / "a\\b", "random", 9, [0.5, 0.6, 0.7])
+    make(mine, "=1+1", 0, [0.5, 0.6, 0.7])
+    files = packed(mine, tmp_path)
+    assert not any("\\" in name for name in files) and capsys.readouterr().out.count("is not packed") == 8
+    table = pd.read_csv(io.BytesIO(files["entropy_0/queries/cycle_000.csv"]))
+    assert table.to_numpy().tolist() == [["'=HYPERLINK(1)", "'@x,y", -0.5]]
+    assert "'=1+1" in set(pd.read_csv(io.BytesIO(files["curves.csv"]))["label"])
+    for name in (name for name in files if name.endswith(".csv")):
+        cells = itertools.chain(*csv.reader(io.StringIO(files[name].decode())))
+        assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t", "\r")) or re.match("-[^0-9]", cell)]
 
 
 @pytest.mark.parametrize(
@@ -392,7 +474,7 @@ def test_the_ceiling_is_made_again_by_its_own_command(study):
     assert not re.search(r"\b(label|initial|start|cycles|seed)=", line)
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "unwritable", "damaged"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "unwritable", "damaged", "baseline"])
 def test_errors_are_one_line(mine, tmp_path, damage):
     source, output = mine, tmp_path / "report.html"
     if damage == "missing":
@@ -403,14 +485,18 @@ def test_errors_are_one_line(mine, tmp_path, damage):
     if damage == "unwritable":
         output = tmp_path / "no folder" / "report.html"
     if damage == "damaged":
-        (mine / "random_0" / "ledger.jsonl").write_text(json.dumps({"event": "start"}) + "\n")
+        for path in mine.rglob("ledger.jsonl"):
+            path.write_text(json.dumps({"event": "start"}) + "\n")
+    words = ["--baseline", "radnom"] if damage == "baseline" else []
     with pytest.raises(SystemExit) as exit:
-        main([str(source), "-o", str(output)])
+        main([str(source), "-o", str(output), *words])
     assert isinstance(exit.value.code, str) and "\n" not in exit.value.code and not output.exists()
+    if damage == "baseline":
+        assert "only entropy, random, variance. Did you mean random?" in exit.value.code
 
 
 def test_a_run_before_its_first_test_is_no_study(tmp_path):
     with Ledger(tmp_path / "bald_0", {**SETTINGS, "label": "bald", "run": 0}, []) as book:
         book.append("start", queries=[], classes=["a", "b"], test=[])
-    with pytest.raises(Refused, match="no evaluated run"):
+    with pytest.raises(Refused, match="before its first test"):
         report(tmp_path)

@@ -1,6 +1,8 @@
 """One tidy frame, equal to the ledger, from a folder and from a real MongoDB; published baselines' arrays; refusals."""
 
 import json
+import os
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +13,7 @@ from conftest import events, join_heartbeat
 from analysis import statistics
 from analysis.runs import COSTS, SETTINGS, load
 from experiments.errors import Refused
+from experiments.records.cells import harmless, meant
 
 
 def copy(folder, to, label="bald", run=0):
@@ -70,18 +73,78 @@ def test_cells_of_a_study_the_ceiling_and_sacreds_copies(undisturbed, smoke, tmp
     (tmp_path / "all" / "bald_0").rename(tmp_path / "all" / "full_0")
     (tmp_path / "all" / "bald_0.npy").rename(tmp_path / "all" / "full_0.npy")
     edit(tmp_path / "all" / "full_0" / "ledger.jsonl", lambda e: "settings" in e and e["settings"].update(label="full"))
-    assert load(tmp_path / "all")["label"].unique().tolist() == ["full"]
+    ceiling = load(tmp_path / "all")
+    assert set(ceiling["label"]) == set(ceiling["heuristic"]) == {"full"}
 
 
-def test_a_run_that_goes_on_meanwhile(longer, tmp_path):
-    """Between a line of the ledger and the arrays made from it, the arrays count."""
+def shorten(folder, evaluations):
+    """Cut a run's ledger and arrays as it was after so many evaluations."""
+    path = folder / "ledger.jsonl"
+    lines = path.read_text().splitlines(True)
+    ends = [k for k, line in enumerate(lines, 1) if json.loads(line)["event"] == "evaluated"]
+    path.write_text("".join(lines[: ends[evaluations - 1]]))
+    for name in (folder.with_name(f"{folder.name}.npy"), folder / "budget.npy", folder / "dice.npy"):
+        np.save(name, np.load(name)[:evaluations])
+
+
+def mark(folder, **changes):
+    """Change the record that Sacred keeps of a run's start."""
+    [path] = folder.glob("sacred/*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_unfinished_runs_are_left_out_with_a_line(undisturbed, longer, tmp_path, capsys):
+    copy(undisturbed, tmp_path)
+    copy(longer, tmp_path / "more")
+    shorten(tmp_path / "more" / "bald_0", 2)
+    mark(tmp_path / "more" / "bald_0", status="RUNNING")
+    assert len(load(tmp_path)) == 2
+    assert capsys.readouterr().out == "run 0 of bald is going on (4 of 6 images): left out.\n"
+    mark(tmp_path / "more" / "bald_0", status="INTERRUPTED")
+    assert len(load(tmp_path, per_image=True)) == len(load(undisturbed, per_image=True))
+    assert "run 0 of bald was stopped (4 of 6 images): left out." in capsys.readouterr().out
+    # without a record of the start only a query that nothing follows tells
+    shutil.rmtree(tmp_path / "more" / "bald_0" / "sacred")
+    assert len(load(tmp_path)) == 4
+    ledger = tmp_path / "more" / "bald_0" / "ledger.jsonl"
+    asked = [line for line in (longer / "bald_0" / "ledger.jsonl").read_text().splitlines(True) if '"queried"' in line]
+    ledger.write_text(ledger.read_text() + asked[-1])
+    assert len(load(tmp_path)) == 2
+    (tmp_path / "random_0").mkdir()
+    (tmp_path / "random_0" / "ledger.jsonl").write_text("")
+    capsys.readouterr()
+    load(tmp_path)
+    assert capsys.readouterr().out.splitlines() == [
+        "run 0 of bald is going on (4 images so far): left out.",
+        f"{tmp_path / 'random_0'} holds a run that has not begun: left out.",
+    ]
+    with pytest.raises(Refused, match="no finished run here. run 0 of bald is going on"):
+        load(tmp_path / "more")
+
+
+def test_between_a_line_of_the_ledger_and_its_arrays_a_run_goes_on(longer, tmp_path, capsys):
     copy(longer, tmp_path)
     for name in ("bald_0.npy", "bald_0/budget.npy", "bald_0/dice.npy"):
         np.save(tmp_path / name, np.load(tmp_path / name)[:-1])
-    assert load(tmp_path).equals(load(longer)[:2])
-    (tmp_path / "random_0").mkdir()
-    (tmp_path / "random_0" / "ledger.jsonl").write_text("")
-    assert len(load(tmp_path)) == 2
+    with pytest.raises(Refused, match="is going on"):
+        load(tmp_path)
+
+
+def test_a_pool_without_images_ends_a_run(longer, tmp_path):
+    copy(longer, tmp_path)
+    shorten(tmp_path / "bald_0", 2)
+    mark(tmp_path / "bald_0", status="INTERRUPTED")
+    edit(tmp_path / "bald_0" / "ledger.jsonl", lambda e: "pool" in e and e.update(pool=0))
+    assert load(tmp_path)["images"].tolist() == [2, 4]
+
+
+def test_links_are_followed_once(undisturbed, longer, tmp_path):
+    copy(longer, tmp_path / "elsewhere")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "bald_7").symlink_to(tmp_path / "elsewhere" / "bald_0")
+    (tmp_path / "results" / "round").symlink_to(tmp_path / "results")
+    (tmp_path / "results" / "again").symlink_to(tmp_path / "elsewhere")
+    pd.testing.assert_frame_equal(load(tmp_path / "results"), load(longer))
 
 
 def test_without_test_images(longer, tmp_path):
@@ -117,7 +180,94 @@ def test_array_and_ledger_disagree(longer, tmp_path, name):
 def test_what_is_no_array_of_numbers_is_not_opened(tmp_path, array):
     np.save(tmp_path / "bald_0.npy", array, allow_pickle=True)
     with pytest.raises(Refused, match="is damaged"):
+        load(tmp_path, published=True, start=4, query=2)
+
+
+@pytest.mark.parametrize("head", [b"{'descr': '<f8', (", b"[" * 5000, b"\xff" * 40, b"{'shape': (2,)}", b""])
+def test_a_damaged_head_is_one_line(tmp_path, head):
+    (tmp_path / "bald_0.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head)
+    with pytest.raises(Refused, match="bald_0.npy is damaged") as refused:
+        load(tmp_path, published=True, start=4, query=2)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_head_that_promises_too_much_takes_no_memory(tmp_path):
+    with open(tmp_path / "bald_0.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
+    with pytest.raises(Refused, match="another length than its head says"):
+        load(tmp_path, published=True, start=4, query=2)
+
+
+START = '{"event": "start", "cycle": 0, "settings": {}}\n'
+
+
+@pytest.mark.parametrize(
+    "ledger, said",
+    [
+        ("[1]\n", "is damaged"),
+        ("[" * 100_000 + "\n", "is damaged"),
+        ("\xff\n", "is damaged"),
+        ('{"event": "evaluated", "cycle": 0}\n', "line 1 is no event of a run"),
+        (START, "line 1 is no event of a run .no 'dataset'"),
+        (START.replace("0", "1e400"), "line 1 is no event of a run"),
+    ],
+)
+def test_a_damaged_ledger_is_one_line_and_spares_the_others(undisturbed, tmp_path, capsys, ledger, said):
+    copy(undisturbed, tmp_path)
+    (tmp_path / "x_0").mkdir()
+    (tmp_path / "x_0" / "ledger.jsonl").write_text(ledger, encoding="latin-1")
+    assert len(load(tmp_path)) == 2
+    [line] = capsys.readouterr().out.splitlines()
+    assert re.search(said, line) and str(tmp_path / "x_0") in line and line.endswith("left out.")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda e: e.pop("images", None),
+        lambda e: "images" in e and e.update(images="many"),
+        lambda e: "images" in e and e.update(images=10**400),
+        lambda e: "metrics" in e and e["metrics"].update({"test.dice": "good"}),
+        lambda e: "per_image" in e and e["per_image"].update(dice=[[1, 2, 3]]),
+        lambda e: "queries" in e and [q.pop("id") for q in e["queries"]],
+        lambda e: "settings" in e and e["settings"].update(run=-1),
+        lambda e: "settings" in e and e["settings"].update(trainer={"a": {"b": 1}}),
+        lambda e: e["event"] == "evaluated" and e.update(cycle=5),
+    ],
+)
+def test_events_that_no_run_writes_are_not_believed(longer, tmp_path, change):
+    copy(longer, tmp_path)
+    edit(tmp_path / "bald_0" / "ledger.jsonl", change)
+    with pytest.raises(Refused, match="ledger.jsonl") as refused:
         load(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_pipes_and_names_that_steer_a_terminal(undisturbed, tmp_path, capsys):
+    copy(undisturbed, tmp_path)
+    (tmp_path / "pipe_0").mkdir()
+    os.mkfifo(tmp_path / "pipe_0" / "ledger.jsonl")
+    copy(undisturbed, tmp_path / "other")
+    edit(tmp_path / "other" / "bald_0" / "ledger.jsonl",
+         lambda e: "settings" in e and e["settings"].update(label="\x1b[2J\ud800"))  # fmt: skip
+    mark(tmp_path / "other" / "bald_0", status="RUNNING", config={"cycles": 9})
+    assert len(load(tmp_path)) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "run 0 of ?[2J? is going on (4 of 16 images): left out.",
+        f"{tmp_path / 'pipe_0' / 'ledger.jsonl'} is no file of at most 256 MiB: move it away - left out.",
+    ]
+
+
+def test_arrays_without_a_run_are_read_only_when_asked_for(undisturbed, tmp_path, capsys):
+    copy(undisturbed, tmp_path)
+    np.save(tmp_path / "mc_0.npy", np.zeros(3))
+    assert set(load(tmp_path)["label"]) == {"bald"}
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith(str(tmp_path / "mc_0.npy")) and line.endswith("left out.")
+    with pytest.raises(Refused, match="give `start` and `query`"):
+        load(tmp_path, published=True)
+    both = load(tmp_path, published=True, start=6, query=3)
+    assert both.loc[both["label"] == "mc", "images"].tolist() == [6, 9, 12]
 
 
 def test_published_baselines(tmp_path, capsys):
@@ -125,17 +275,17 @@ def test_published_baselines(tmp_path, capsys):
     curves = {f"{name}_{run}": rng.random(16) for name in ("mc", "rand") for run in range(5)}
     for name, curve in curves.items():
         np.save(tmp_path / (f"results{name}.npy" if name.startswith("mc") else f"{name}.npy"), curve)
-    frame = load(tmp_path)
+    frame = load(tmp_path, published=True, start=4, query=2)
     assert len(frame) == 160
     for (label, run), group in frame.groupby(["label", "run"]):
         assert group["test.dice"].tolist() == curves[f"{label}_{run}"].tolist()
         assert group["images"].tolist() == list(range(4, 35, 2)) and set(group["heuristic"]) == {label}
-    assert load(tmp_path, start=8, query=1)["images"].max() == 23
-    statistics.main([str(tmp_path), "--baseline", "rand"])
+    assert load(tmp_path, published=True, start=8, query=1)["images"].max() == 23
+    statistics.main([str(tmp_path), "--baseline", "rand", "--published", "4", "2"])
     assert capsys.readouterr().out.splitlines()[3].split()[:3] == ["unknown", "rand", "5"]
     np.save(tmp_path / "mc_9.npy", np.zeros((2, 2)))
-    with pytest.raises(Refused, match="no learning curve"):
-        load(tmp_path)
+    assert len(load(tmp_path, published=True, start=4, query=2)) == 160
+    assert "no learning curve" in capsys.readouterr().out
 
 
 def test_csv(tmp_path):
@@ -144,6 +294,32 @@ def test_csv(tmp_path):
     assert load(path).to_dict("records") == [
         {"dataset": "toy", "label": "A", "run": 0, "cycle": 0, "images": 8, "miou": 0.5}
     ]
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("method,seed,round,n_labelled,run,miou\nA,0,0,8,1,.5\n", "has a column run"),
+        ("method,seed,round,n_labelled,miou\nA,0,0,8,.5\nA,,1,9,.5\n", "line 3 has no seed"),
+        ("method,seed,round,n_labelled,miou\n,0,0,8,.5\n", "line 2 has no method"),
+        ("method,seed,round,n_labelled,miou\nA,0,0,inf,.5\n", "line 2 has no n_labelled"),
+        ('method,seed,round,n_labelled,miou\n"A,0,0,8,.5\n', "cannot be read as CSV"),
+    ],
+)
+def test_a_damaged_csv_is_one_line(tmp_path, text, said):
+    (tmp_path / "toy.csv").write_text(text)
+    with pytest.raises(Refused, match=said) as refused:
+        load(tmp_path / "toy.csv")
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("cell, safe", [
+    ("=1+1", "'=1+1"), ("@x", "'@x"), ("\t=x", "'\t=x"), ("\r", "'\r"), ("+cmd|' /C calc'!A0", "'+cmd|' /C calc'!A0"),
+    ("-1e-3", "-1e-3"), ("-a", "'-a"), ("a=b", "a=b"), ("", ""), (-1.5, -1.5), (None, None), ("'=x", "''=x"),
+])  # fmt: skip
+def test_cells_that_a_spreadsheet_would_run(cell, safe):
+    assert harmless(cell) == safe
+    assert not isinstance(cell, str) or meant(safe) == cell
 
 
 def test_nothing_to_load(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import optimize, stats
 
 from analysis import statistics
 from analysis.runs import load
@@ -59,11 +59,31 @@ def test_budget_to():
     assert budget_to([4, 8, 16], [0.5, 0.8, 0.7], 0.9) == np.inf
 
 
-def test_fg_efficiency_finds_the_rate_that_was_put_in():
-    share = np.array([2.0, 5, 9, 20, 40])
-    curve = 0.9 - 0.5 * np.exp(-0.07 * (share - 2))
-    assert fg_efficiency(share, curve, 0.9) == pytest.approx(0.07)
-    assert fg_efficiency(np.tile(share, 2), np.r_[curve, curve], 0.9) == pytest.approx(0.07)
+def test_fg_efficiency_finds_the_rates_that_were_put_in():
+    share = {"a": np.array([2.0, 5, 9]), "b": np.array([2.0, 20, 40])}
+    curves = {name: [0.9 - 0.5 * np.exp(-rate * (share[name] / 100 - 0.02))] * 2 for name, rate in (("a", 7), ("b", 3))}
+    frame = study(curves | {"full": [[0.9] * 3]})
+    frame["foreground"] = [*np.tile(share["a"], 2), *np.tile(share["b"], 2), 100, 100, 100]
+    assert fg_efficiency(frame).to_dict() == pytest.approx({"a": 7, "b": 3})
+    assert (
+        fg_efficiency(frame[frame["label"] != "full"]).empty and fg_efficiency(frame.drop(columns="foreground")).empty
+    )
+
+
+def test_fg_efficiency_has_one_start_for_all_methods_as_nnactive():
+    """By a restatement of nnActive's DatasetBeta.from_df: also a method with another first Dice has that start."""
+    frame = study({"a": [[0.4, 0.6, 0.7]], "b": [[0.3, 0.5, 0.8]], "full": [[0.9, 0.9, 0.9]]})
+    frame["foreground"] = [1, 5, 9, 2, 6, 30, 100, 100, 100]
+
+    def rate(b, x, y):
+        return 0.9 - (0.9 - 0.4) * np.exp(-b * (x - 0.01)) - y
+
+    points = {label: one for label, one in frame.groupby("label") if label != "full"}
+    expected = {
+        label: optimize.least_squares(rate, 5, args=(one["foreground"] / 100, one["test.dice"])).x[0]
+        for label, one in points.items()
+    }
+    assert fg_efficiency(frame).to_dict() == pytest.approx(expected, rel=1e-4)
 
 
 def test_paired_is_scipys():
@@ -150,6 +170,52 @@ def test_more_runs_than_pairs_are_counted_and_unfinished_ones_set_aside():
     assert {k: row(table, "bald")[k] for k in ("runs", "unpaired", "to_95")} == {"runs": 2, "unpaired": 2, "to_95": 16}
     assert row(table, "bald")["difference"] == pytest.approx(0.01)
     assert row(table, "random")["runs"] == 4
+    assert row(table, "bald")["note"] == ("2 pairs, 3 are needed; 1 run not measured at 4, 8, 16 images: set aside")
+
+
+def test_two_pairs_decide_nothing():
+    curves = {"random": flat([0.5, 0.6, 0.7]), "bald": flat([0.6, 0.7, 0.8001])}
+    assert row(compare(study(curves)), "bald")["verdict"] == "better"
+    two = study({label: runs[:2] + [[0], [1e-5]] for label, runs in curves.items()})
+    two.loc[two["label"] == "bald", "test.dice"] += 1e-6 * two["run"]
+    bald = row(compare(two, margin=0.5), "bald")
+    assert bald["p_holm"] < 0.01 and bald["p_equivalent"] < 0.01
+    assert (bald["verdict"], bald["note"], bald["more_runs"]) == ("undecided", "2 pairs, 3 are needed", 1)
+
+
+def test_the_whole_grid_of_budgets_counts():
+    """Same first and last budget, but fewer between: another area under the same curve."""
+    concave = np.log(np.arange(4, 17))
+    fine = study({"random": [concave] * 4, "bald": [concave] * 3}, images=range(4, 17))
+    coarse = fine[(fine["label"] == "bald") & (fine["run"] == 0) & fine["images"].isin([4, 16])].assign(run=3)
+    bald = row(compare(pd.concat([fine, coarse])), "bald")
+    assert (bald["runs"], bald["unpaired"], bald["difference"]) == (3, 1, 0)
+    assert bald["note"] == "1 run not measured at 4, 5, 6 ... images: set aside"
+    with pytest.raises(Refused, match="Two runs"):
+        compare(pd.concat([fine[fine["label"] == "random"], coarse]))
+    with pytest.raises(Refused, match="measured at different budgets"):
+        ranks(pd.concat([fine, coarse]))
+
+
+def test_costs_are_compared_where_all_runs_have_them():
+    """Two methods on one law of Dice over pixels, one of which spends four times as much with each query."""
+    images = np.arange(4, 21, 4)
+    spent = {"random": 4 * images, "bald": images}
+
+    def law(pixels):
+        return 0.9 * pixels / 80
+
+    curves = {label: [law(pixels) + shift for shift in (0, 0.01, 0.02)] for label, pixels in spent.items()}
+    frame = study(curves, images=images)
+    frame["pixels"] = np.concatenate([np.tile(spent[label], 3) for label in curves])
+    bald = row(compare(frame, cost="pixels"), "bald")
+    assert bald["difference"] == pytest.approx(0, abs=1e-12) and bald["verdict"] == "undecided"
+    ends = statistics.endpoints(frame, cost="pixels")
+    assert ends["aubc"].tolist() == pytest.approx([law(18) + shift for shift in (0, 0.01, 0.02)] * 2)  # from 16 to 20
+    assert row(compare(frame), "bald")["verdict"] == "worse"
+    frame["pixels"] = frame["pixels"] / np.where(frame["label"] == "bald", 100, 1)
+    with pytest.raises(Refused, match="share no range of pixels"):
+        compare(frame, cost="pixels")
 
 
 def test_datasets_are_compared_apart():
@@ -213,8 +279,9 @@ def test_ranks_are_demsars():
     assert table.loc[list("abcd"), "rank"].tolist() == pytest.approx(expected.tolist())
     p = {label: stats.wilcoxon(heights[:, k] - heights[:, 0]).pvalue for k, label in enumerate("abcd") if k}
     assert table["p_wilcoxon"].drop("a").to_dict() == pytest.approx(p)
-    with pytest.raises(Refused, match="5 datasets and 3 methods"):
-        ranks(frame[frame["dataset"] < "d04"], "a")
+    with pytest.raises(Refused, match="6 datasets and 3 methods"):
+        ranks(frame[frame["dataset"] < "d05"], "a")
+    assert len(ranks(frame[frame["dataset"] < "d06"], "a")[0]) == 4
     with pytest.raises(Refused, match="each run on every dataset"):
         ranks(frame[(frame["dataset"] != "d03") | (frame["label"] != "b")], "a")
 
@@ -273,6 +340,19 @@ def test_command_line_prints_the_table(tmp_path, capsys):
     statistics.main([str(path), "--baseline", "Random"])
     out = capsys.readouterr().out
     assert "accuracy" in out and "study" in out and "Mine" in out and "better" in out
+    heads = [line for line in out.splitlines() if "AUBC" in line or "p (Holm)" in line][:2]
+    legend = out.splitlines()[-14:]
+    for head in ("pairs", "AUBC", "difference", "p (Holm)", "more runs", "verdict"):
+        assert any(head in line for line in heads) and any(line.startswith(f"{head}: ") for line in legend)
+
+
+def test_readable_has_words_where_there_is_no_number():
+    rising = np.linspace(0.5, 0.6, 3) + np.array([[0.0], [0.01], [0.02]])
+    frame = study({"random": rising, "same": rising + [[1e-3], [-1e-3], [1e-9]], "full": [[0, 0, 0.9]]})
+    done, against = statistics.readable(compare(frame))
+    assert done["to 95 %"].tolist() == ["not reached"] * 2
+    assert against["more runs"].tolist() == ["more than 1000"] and "note" not in against
+    assert not {"inf", "nan", "NaN"} & set(" ".join([done.to_string(), against.to_string()]).split())
 
 
 @pytest.mark.parametrize(

@@ -46,16 +46,17 @@ ends = statistics.endpoints(frame)
 ends.pivot(index=["dataset", "run"], columns="label", values="aubc")
 
 # %% [markdown]
-# **Verdicts.** Read `verdict` and the interval `low` to `high` of the difference. *undecided* does not mean equal: it
-# means that these runs cannot tell, and `more_runs` says how many a new study would need. Do not add runs until p
-# falls below .05; that finds a difference sooner or later where there is none.
+# **Verdicts.** Read `verdict` and the interval `95 % low` to `high` of the difference. *undecided* does not mean equal:
+# it means that these runs cannot tell, and `more runs` says how many a new study would need; fewer than three pairs
+# tell nothing. Do not add runs until p falls below .05; that finds a difference sooner or later where there is none.
 
 # %%
 tables = {}
 for dataset, one in frame.groupby("dataset"):
     try:
         tables[dataset] = statistics.compare(one, baseline=BASELINE, margin=MARGIN)
-        display(tables[dataset])
+        for part in statistics.readable(tables[dataset]):
+            display(part.T)
     except Refused as reason:
         print(f"{dataset}: {reason}")
 
@@ -74,11 +75,11 @@ if not tables:
 
 # %% [markdown]
 # **Penalty matrix.** The share of budgets at which the row beat the column (paired t test at each budget, p < .05),
-# summed over datasets; a low column means that a strategy was seldom beaten. Do not build on a single cell: the tests
-# are uncorrected, and budgets of one run depend on each other.
+# summed over datasets; a low column mean says that a strategy was seldom beaten. The start counts too, where paired
+# runs are equal. Do not build on a single cell: the tests are uncorrected, and budgets of one run depend on each other.
 
 # %%
 if tables:
-    display(plots.matrix(statistics.penalty_matrix(frame).rename_axis(index="beats", columns="is beaten")))
+    display(plots.matrix(statistics.penalty_matrix(frame), most=frame["dataset"].nunique()))
 else:
     print("No pairs of runs, nothing to test.")

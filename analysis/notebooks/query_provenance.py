@@ -75,18 +75,20 @@ else:
     print("This heuristic chooses without scores.")
 
 # %% [markdown]
-# **Redundancy.** How alike the images of a query are: the mean cosine of their features over all pairs, beside random
-# batches of the same size from the same pool. A mark above the bar says that the query asked for near-copies. The
-# features are those of the run's *last* model, not of the one that chose: read it as a description, not as a cause.
+# **Redundancy.** How alike the images of a query are, beside random batches of the same size from the same pool. Above:
+# the mean cosine over all pairs of their features, each centred and scaled over all images. The features are those of
+# the run's *last* model, not of the one that chose: read it as a description, not as a cause. Below: how many images
+# of the query are near-copies of another one of it, by 16 x 16 grey thumbnails that no model has seen; the grey line
+# is what random batches hold. Copies that were turned or mirrored are not found.
 
 # %%
 try:
-    ids, vectors = features(folder, root=DATA)
+    ids, vectors, thumbnails = features(folder, root=DATA)
 except Refused as reason:
     vectors = None
     print(reason)
 if vectors is not None:
-    redundancy = provenance.redundancy(pool, ids, vectors)
+    redundancy = provenance.redundancy(pool, ids, vectors, thumbnails)
     display(provenance.redundancy_figure(redundancy) if len(redundancy) else "Queries of one image have no pairs.")
 
 # %% [markdown]
