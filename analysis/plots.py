@@ -4,7 +4,6 @@ They are drawn from the frames that analysis/runs.py and analysis/statistics.py 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analysis import runs, statistics
+from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 
 # Okabe & Ito's colours, told apart by colour-blind readers; markers tell the methods apart without colour
@@ -204,7 +204,5 @@ if __name__ == "__main__":
     parser.add_argument("-o", "--output", type=Path, default=Path("learning_curves.png"))
     runs.add_published(parser)
     arguments = parser.parse_args()
-    try:
+    with one_line_errors():
         main(arguments.results, arguments.output, **runs.published(arguments))
-    except Refused as refused:
-        sys.exit(str(refused))

@@ -20,6 +20,7 @@ from PIL import Image
 
 from analysis import plots, runs, statistics
 from analysis.ledgers import aloud, bare_arrays, bounded, curve_of, finished, silent
+from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 from experiments.records.cells import harmless
 
@@ -316,4 +317,5 @@ def main(words=None):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

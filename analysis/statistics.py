@@ -17,6 +17,7 @@ from scipy import optimize, stats
 
 from analysis import runs
 from analysis.ledgers import printable
+from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 
 CEILING = "full"  # the label of runs on all training labels
@@ -452,4 +453,5 @@ def main(words=None):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

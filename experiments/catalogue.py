@@ -6,6 +6,7 @@ import json
 import re
 from textwrap import indent
 
+from experiments.command_line.process import one_line_errors
 from experiments.components import FOLDERS, defaults, load, names
 from experiments.errors import Refused
 
@@ -67,10 +68,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.add_argument("--markdown", action="store_true", help="the README's table of strategies")
-    asked, entries = parser.parse_args(), catalogue()
-    if asked.json:
-        print(json.dumps(entries, indent=1))
-    elif asked.markdown:
-        print(markdown(entries))
-    else:
-        show(entries)
+    asked = parser.parse_args()
+    with one_line_errors():
+        entries = catalogue()
+        if asked.json:
+            print(json.dumps(entries, indent=1))
+        elif asked.markdown:
+            print(markdown(entries))
+        else:
+            show(entries)

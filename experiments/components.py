@@ -16,22 +16,26 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from threading import Lock
+from threading import Lock, Thread
+from time import sleep
 from types import SimpleNamespace
 
 from docopt import DocoptExit
 from sacred import SETTINGS, Experiment, Ingredient, arg_parser, ingredient, initialize
+from sacred.dependencies import Source, get_digest
 from sacred.utils import apply_backspaces_and_linefeeds, convert_to_nested_dict, recursive_update
 
-from experiments import command_line, settings
+from experiments import settings
+from experiments.command_line import words
+from experiments.command_line.address import of_option, without_secrets
+from experiments.command_line.process import drop_unwritable_output, refusal, signals_noted
 from experiments.errors import Refused, Terminated, hint, listed, shown
-from experiments.records.address import of_option, without_secrets
 
 # what Sacred logs and our own lines say better, or the user has asked for with runs_dir=""
 UNSAID = {"Aborted after %s!", "Failed after %s!", "No observers have been added to this run"}
 SETTINGS.CAPTURE_MODE = "sys"  # capturing file descriptors would hide the terminal from the progress bar
 # Sacred would run what stands in a file or a typed value: jsonpickle's, pickle's and YAML's objects
-arg_parser._convert_value = command_line.literal
+arg_parser._convert_value = words.literal
 ingredient.load_config_file = initialize.load_config_file = settings.read
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = ROOT / "experiments" / "presets"
@@ -146,6 +150,14 @@ def broken(error, entry, name):
     return Refused(f"{place}: {type(error).__name__}: {said[:200]}. Mend the file, or use another {entry}.")
 
 
+def source_files():
+    """Every file of this project that a run may depend on, sorted: Python, presets, templates."""
+    folders = ("experiments", "heuristics", "models", "analysis")
+    found = [ROOT / "active.py", *(ROOT / "data").glob("*.py"), *PRESETS.glob("*.yaml")]
+    found += [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sorted(path for path in found if path.is_file())
+
+
 def defaults(ingredient, fixed=None):
     """The settings of an ingredient or experiment as Sacred would set them, with `fixed` ones given."""
     settings = {}
@@ -187,12 +199,12 @@ class SelectiveExperiment(Experiment):
         **kwargs,
     ):
         super().__init__(*args, base_dir=str(ROOT), **kwargs)
-        self.add_source_file(str(ROOT / "active.py"))  # Sacred looks at who calls the line above
+        self.mainfile = Source.create(str(ROOT / "active.py"))  # Sacred looks at who calls the line above
         self.always, self.fractions = list(self.ingredients), set(fractions)
         self.check, self.observe = check, observe
         self.components = {}
         self.logger, self.captured_out_filter = _quiet_logger(), apply_backspaces_and_linefeeds
-        self.all_cli_options = [flag for flag in self.all_cli_options if flag.get_flag() not in command_line.USELESS]
+        self.all_cli_options = [flag for flag in self.all_cli_options if flag.get_flag() not in words.USELESS]
         self.going_on = Lock()
 
     def gather_named_configs(self):
@@ -202,19 +214,40 @@ class SelectiveExperiment(Experiment):
             yield name, SimpleNamespace(__doc__=said.lstrip("# "))
 
     def run_commandline(self, argv=None):
-        signal.signal(signal.SIGTERM, _terminate)
+        drop_unwritable_output()
         argv = sys.argv if argv is None else argv
         flags = {flag: bool(option.arg) for option in self.all_cli_options for flag in option.get_flags()}
         known = [*defaults(self), *(part.path for part in self.always)]
         try:
-            command_line.check(argv, dict(self.gather_commands()), flags, known, presets())
-            return super().run_commandline(argv)
+            words.check(argv, dict(self.gather_commands()), flags, known, presets())
+            with signals_noted(self._give_up):
+                return super().run_commandline(argv)
         except Refused as error:
             print(error, file=sys.stderr, flush=True)
             raise SystemExit(error.code) from None
         except DocoptExit:
             print("These words are no command line: -h says how one is made.", file=sys.stderr, flush=True)
             raise SystemExit(1) from None
+
+    def _give_up(self, number):
+        """End this process in the middle of a step that takes too long, after a last record of the run."""
+        run, code = self.current_run, 130 if number == signal.SIGINT else Terminated.code
+        if run and run.status == "RUNNING":
+            ending = Thread(target=lambda: (run._emit_heartbeat(), run._emit_interrupted("INTERRUPTED")), daemon=True)
+            ending.start()
+            ending.join(2)
+        elif run and run.status in ("COMPLETED", "INTERRUPTED", "FAILED"):  # its observers are at work on its end
+            sleep(6)
+            code = 0 if run.status == "COMPLETED" else code
+        print("Stopped in the middle of a step: the same command continues.", file=sys.stderr, flush=True)
+        os._exit(code)
+
+    def get_experiment_info(self):
+        """As Sacred's, with every source file of the project and the one repository that they are in."""
+        info = super().get_experiment_info()
+        repositories = {repository["url"]: repository for repository in info["repositories"]}
+        sources = [(path.relative_to(ROOT).as_posix(), get_digest(path)) for path in source_files()]
+        return info | {"sources": sources, "repositories": list(repositories.values())}
 
     def run(
         self,
@@ -238,21 +271,18 @@ class SelectiveExperiment(Experiment):
 
     def _run(self, command_name, config_updates, named_configs, info, meta_info, options):
         try:
-            command_line.check_flags(options or {})
+            words.check_flags(options or {})
             if options and options.get("--mongo_db"):
                 config_updates = {"mongo_url": of_option(options["--mongo_db"]), **(config_updates or {})}
             options = options and {**options, "--mongo_db": None, "UPDATE": []}  # kept in meta.config_updates, masked
             return super().run(command_name, config_updates, named_configs, info, meta_info, options)
-        except (Refused, Terminated) as error:
-            if options is None:
+        except (Exception, KeyboardInterrupt) as error:
+            told = _told(error)
+            if options is None or options.get("--debug") or told is None:
                 raise
-            print(error, file=sys.stderr, flush=True)
-            raise SystemExit(error.code) from None
-        except KeyboardInterrupt:
-            if options is None:
-                raise
-            print("Interrupted: the same command continues.", file=sys.stderr, flush=True)
-            raise SystemExit(130) from None
+            line, code = told
+            print(line, file=sys.stderr, flush=True)
+            raise SystemExit(code) from None
 
     def _create_run(self, command_name=None, config_updates=None, named_configs=(), *rest):
         asked, preset_of = {}, {}
@@ -405,15 +435,27 @@ def _expanded(asked):
     return {key: home(key, value) for key, value in asked.items()}
 
 
+class _Stderr(logging.StreamHandler):
+    """Writes to what sys.stderr is when something is logged."""
+
+    stream = property(lambda self: sys.stderr, lambda self, stream: None)
+
+
 def _quiet_logger():
     """Sacred's log without what our own lines already say."""
     logger = logging.getLogger("askmask")
-    handler = logging.StreamHandler()
+    handler = _Stderr()
     handler.addFilter(lambda record: record.msg not in UNSAID)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     logger.handlers, logger.level, logger.propagate = [handler], logging.WARNING, False
     return logger
 
 
-def _terminate(signum, frame):
-    raise Terminated("Terminated: the same command continues.")
+def _told(error):
+    """(line, exit code) that a user is told of this error; None for one that is a fault of the program."""
+    if isinstance(error, Terminated):
+        return error, error.code
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted: the same command continues.", 130
+    refused = refusal(error)
+    return refused and (refused, refused.code)

@@ -22,6 +22,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
+from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 
 OMNIBOARD = "omniboard@2.16.1"
@@ -36,10 +37,11 @@ CUSTOM = {  # column: where a run's document has it
     "run": "config.run",
     "cycles": "config.cycles",
     "labelled_images": "info.labelled_images",
-    "headline": "info.headline",  # the metric that judges the run, as its dataset states it, and of this metric:
-    "best": "info.best",
+    "headline": "info.headline",  # the metric that judges the run, as its dataset states it, and of this metric,
+    "best": "info.best",  # to three digits, for Omniboard rounds no metric:
     "last": "info.last",
 }
+REPLACED = {"best_dice": "max", "last_dice": "last"}  # columns that earlier versions made of the metric test.dice
 OWN = {"experiment_name": "experiment.name", "tags": "omniboard.tags", "notes": "omniboard.notes"}  # Omniboard's
 SHOWN = ["_id", "experiment_name", "status", *CUSTOM]  # then a user's columns, then these:
 LAST = ["duration", "notes", "tags", "start_time"]
@@ -47,7 +49,7 @@ OFFERED = ["command", "result", "c_model", "c_initial", "c_start", "c_query", "c
 WIDTHS = {"_id": 50, "experiment_name": 105, "status": 115, "heuristic": 115, "batch": 80, "run": 60, "cycles": 75}
 WIDTHS |= {"notes": 220, "tags": 160, "start_time": 150}  # pixels, else:
 WIDTH = 90
-PLOTTED = ["test.dice", "test.iou", "val.dice"]
+PLOTTED = ["test.dice"]  # so that compared runs are a line each
 
 
 def main(url, port):
@@ -165,6 +167,9 @@ def seed(runs):
     """Add our columns to the Database where no column has their name; whatever a user has made stays."""
     for name, path in CUSTOM.items():
         add(runs["omniboard.custom.columns"], name, config_path=path)
+    for name, extrema in REPLACED.items():
+        own = {"name": name, "metric_name": "test.dice", "extrema": extrema}
+        runs["omniboard.metric.columns"].delete_one(own)
 
 
 def add(columns, name, **values):
@@ -213,11 +218,9 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda number, frame: sys.exit(128 + number))
-    try:
-        main(arguments.url, arguments.port)
-    except Refused as refused:
-        sys.exit(str(refused))
-    except PyMongoError as error:
-        sys.exit(f"MongoDB does not let us add columns ({type(error).__name__}): its user needs the role readWrite.")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with one_line_errors():
+        try:
+            main(arguments.url, arguments.port)
+        except PyMongoError as error:
+            reason = f"MongoDB does not let us add columns ({type(error).__name__})"
+            sys.exit(f"{reason}: its user needs the role readWrite.")

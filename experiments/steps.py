@@ -327,7 +327,7 @@ def publish(state, cycle, event):
         curve = [
             e["metrics"][headline] for e in state.ledger.events if e["event"] == "evaluated" and e["cycle"] <= cycle
         ]
-        state.run.info |= {"headline": headline, "best": round(max(curve), 4), "last": round(score, 4)}
+        state.run.info |= {"headline": headline, "best": round(max(curve), 3), "last": round(score, 3)}
     state.bar.line(f"cycle {cycle}/{state.config['cycles']}: {event['images']} images labelled, {result}")
     return score
 

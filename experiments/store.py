@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from experiments.command_line.process import stop_if_asked
 from experiments.errors import BadData
 from experiments.network.device import at_once
 from experiments.reading import decode, refuse_averaged  # noqa: F401  a dataset file takes all it needs from here
@@ -219,6 +220,7 @@ def _flat(images, device, memory):
     sizes, parts, digest, spill = [], [], sha256(), None
     held = 0
     for image in images:
+        stop_if_asked()
         flat = np.ascontiguousarray(image).reshape(-1, image.shape[-1])
         sizes.append(image.shape[:2])
         digest.update(repr(image.shape).encode())

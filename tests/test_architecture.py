@@ -21,7 +21,7 @@ ORDER = [
     ["experiments.store", "experiments.metrics"],
     ["experiments.network"],
     ["experiments.components"],
-    ["experiments.command_line", "experiments.settings", "experiments.records.address"],
+    ["experiments.command_line", "experiments.settings"],
     ["experiments.errors", "experiments.randomness", "experiments.reading"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -90,7 +90,7 @@ def test_the_curve_the_result_and_the_lines_are_of_the_headline(judged):
     assert start["headline"] == "test.miou" and np.load(results / "bald_0.npy").tolist() == curve
     assert run.result == curve[-1] and f"test mIoU {curve[-1]:.3f}" in printed and "would give mIoU" in printed
     assert run.info["headline"] == "test.miou"
-    assert (run.info["best"], run.info["last"]) == (round(max(curve), 4), round(curve[-1], 4))
+    assert (run.info["best"], run.info["last"]) == (round(max(curve), 3), round(curve[-1], 3))
     assert {"test.dice", "test.iou", "test.miou", "test.class_dice", "test.deterministic_miou"} <= events[0][
         "metrics"
     ].keys()

@@ -71,9 +71,17 @@ def test_seeding_twice_is_seeding_once(clean):
     omniboard.seed(clean)
     once = columns(clean)
     assert {"name": "heuristic", "config_path": "config.heuristic"} in once[0] and len(once[0]) == 9
-    assert {"name": "best", "config_path": "info.best"} in once[0] and not once[1]
+    assert {"name": "best", "config_path": "info.best"} in once[0] and once[1] == []
     omniboard.seed(clean)
     assert columns(clean) == once
+
+
+def test_columns_of_earlier_versions_make_way_but_not_a_users(clean):
+    ours = {"name": "best_dice", "metric_name": "test.dice", "extrema": "max"}
+    theirs = {"name": "last_dice", "metric_name": "val.dice", "extrema": "last"}
+    clean["omniboard.metric.columns"].insert_many([dict(ours), dict(theirs)])
+    omniboard.seed(clean)
+    assert columns(clean)[1] == [theirs]
 
 
 def test_seeding_leaves_what_a_user_made(clean):
@@ -82,7 +90,7 @@ def test_seeding_leaves_what_a_user_made(clean):
     clean["omniboard.custom.columns"].insert_many([dict(own), dict(changed)])
     omniboard.seed(clean)
     custom, _ = columns(clean)
-    assert own in custom and [c for c in custom if c["name"] == "run"] == [changed] and len(custom) == 7
+    assert own in custom and [c for c in custom if c["name"] == "run"] == [changed] and len(custom) == 9
     table = omniboard.first_visit(clean)["default|RunsTable|1"]
     assert table["columnNameMap"]["lr"] == "config.trainer.lr" and table["columnNameMap"]["run"] == "config.seed"
     assert (
@@ -106,7 +114,10 @@ def test_a_run_has_what_the_columns_show(recorded, runs):
         value = document
         for key in path.split("."):
             value = value[key]
-        assert type(value) in (str, int), path
+        assert type(value) in (str, int, float), path
+    curve = [event["metrics"]["test.dice"] for event in evaluated]
+    dice = {"headline": "test.dice", "best": round(max(curve), 3), "last": round(curve[-1], 3)}
+    assert {name: document["info"][name] for name in dice} == dice
     assert document["info"]["labelled_images"] == evaluated[-1]["images"] == 4
     for name in omniboard.OFFERED:
         assert name[2:] in document["config"] if name.startswith("c_") else name in document
@@ -270,7 +281,7 @@ def test_omniboard_itself(recorded, runs, url, tmp_path):
         [row] = json.loads(body)
         curve = [event["metrics"]["test.dice"] for event in evaluated]
         assert status == 200 and row["_id"] == document["_id"] and row["config"] == {"heuristic": "bald"}
-        best = {"headline": "test.dice", "best": round(max(curve), 4), "last": round(curve[-1], 4)}
+        best = {"headline": "test.dice", "best": round(max(curve), 3), "last": round(curve[-1], 3)}
         assert row["info"] == {"labelled_images": 4, **best}
     finally:
         program.send_signal(signal.SIGTERM)

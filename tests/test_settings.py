@@ -11,9 +11,9 @@ import pytest
 from conftest import ROOT
 
 from experiments import components, settings
+from experiments.command_line.address import of_option, without_secrets
 from experiments.components import FOLDERS, allowed, check_settings, defaults, load, names
 from experiments.errors import Refused
-from experiments.records.address import of_option, without_secrets
 
 OBJECT = {"py/reduce": [{"py/function": "posix.system"}, {"py/tuple": ["touch ran"]}]}
 

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from experiments.benchmark import report
+from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 from experiments.training import trainer
 
@@ -63,4 +64,5 @@ def parse(words):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with one_line_errors():
+        sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,8 @@ import sys
 
 from tqdm import tqdm
 
+from experiments.command_line.process import stop_if_asked
+
 
 class Progress:
     """The bar of a whole run, in pixels passed through the model; nothing is drawn unless stderr is a terminal."""
@@ -20,12 +22,14 @@ class Progress:
         self.bar.close()
 
     def start(self, stage):
-        """Name what is done now."""
+        """Name what is done now; as `advance`, where a run stops that a signal asks to."""
+        stop_if_asked()
         self.stage = stage
         self.bar.set_description_str(stage + self.result)
 
     def advance(self, pixels, note=""):
         """Count pixels passed forward (a training step counts three times)."""
+        stop_if_asked()
         self.bar.update(min(pixels, max(0, self.bar.total - self.bar.n)) if not self.bar.disable else 0)
         if note:
             self.bar.set_description_str(f"{self.stage}, {note}{self.result}", refresh=False)
