@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -409,6 +410,17 @@ def test_a_device_that_is_not_there_is_refused():
     for device in ("cuda:99", "abacus"):
         with pytest.raises(Refused, match=f"device={device} cannot be used"):
             training.prepare(device=device, threads=0, deterministic=False)
+
+
+def test_deterministic_runs_may_use_cublas(monkeypatch):
+    """On a GPU torch refuses cuBLAS in such runs without this setting."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "x")  # so that the real one comes back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        training.prepare(device="cpu", threads=0, deterministic=True)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        training.prepare(device="cpu", threads=0, deterministic=False)
 
 
 def test_a_lone_crop_that_batch_norm_cannot_take_is_refused_in_one_line(smoke):
