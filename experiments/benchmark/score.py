@@ -9,6 +9,7 @@ import torch
 
 from experiments import selection
 from experiments.benchmark import memory, peers, race, timing, work
+from experiments.dropout import turn
 from experiments.errors import Refused
 from experiments.inference import Network
 from experiments.prediction import floats, pass_keys
@@ -126,7 +127,7 @@ def steered(model, keys, balanced=False):
         rows = len(inputs[0])
         state.now = queue[seen : seen + rows]
         if balanced:
-            state.now, state.shift = keys[0, seen // passes].view(1), seen % passes / passes
+            state.now, state.shift = keys[0, seen // passes].view(1), turn(seen % passes / passes, keys.device)
         seen += rows
 
     hook = model.register_forward_pre_hook(steer)
@@ -134,7 +135,7 @@ def steered(model, keys, balanced=False):
         yield model
     finally:
         hook.remove()
-        state.now, state.shift = None, 0.0
+        state.now, state.shift = None, None
 
 
 def variants(plain, networks, pairs, store, options, device):
