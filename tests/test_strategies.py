@@ -152,8 +152,10 @@ def test_foreground_and_boundary_by_hand():
     assert reduced("foreground", u, [0.1] * 5) == reduced("boundary", u, [0.1] * 5) == 0
 
 
+@pytest.mark.parametrize("repeat", [False, True])
 @pytest.mark.parametrize("q", [1, 10, 50, 90, 99])
-def test_a_percentile_is_numpys(q):
+def test_a_percentile_is_numpys(q, repeat, monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: repeat)
     u = generator().normal(size=(3, 9, 7))
     valid = generator(1).random((3, 9, 7)) < 0.7
     got = selection.reducer(f"q{q}")(torch.tensor(u), SimpleNamespace(valid=torch.tensor(valid)))

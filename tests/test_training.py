@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -404,6 +405,17 @@ def test_a_weight_that_is_not_finite_is_refused_though_the_loss_is(settings, mon
         fit(model, make_store([0, 1]), val and make_store(val))
     with pytest.raises(Refused, match="first weights are not finite .spare.: mend its file in models/"):
         trainer.make_ready(model, (0.0,), (1.0,), torch.device("cpu"))
+
+
+def test_deterministic_runs_may_use_cublas(monkeypatch):
+    """On a GPU torch refuses cuBLAS in such runs without this setting."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "x")  # so that the real one comes back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        training.prepare(device="cpu", threads=0, deterministic=True)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        training.prepare(device="cpu", threads=0, deterministic=False)
 
 
 def test_a_lone_crop_that_batch_norm_cannot_take_is_refused_in_one_line(smoke):

@@ -46,7 +46,13 @@ def mean_where(u, chosen):
 def percentile(u, valid, q):
     """The value that q % of an image's valid pixels do not exceed: (B,), NaN without a valid pixel."""
     pixels = [values[inside] for values, inside in zip(u, valid, strict=True)]
-    return torch.stack([v.kthvalue(-(-q * len(v) // 100)).values if len(v) else u.new_tensor(nan) for v in pixels])
+    return torch.stack([smallest(v, -(-q * len(v) // 100)) if len(v) else u.new_tensor(nan) for v in pixels])
+
+
+def smallest(values, k):
+    """The k-th smallest; sorted where results must repeat, as a GPU's kthvalue is then refused by torch."""
+    repeat = torch.are_deterministic_algorithms_enabled()
+    return values.sort().values[k - 1] if repeat else values.kthvalue(k).values
 
 
 def boundary(labels):

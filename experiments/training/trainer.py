@@ -1,6 +1,7 @@
 """Training: the labelled images of a Store, augmented in batches on the device, best weights by validation."""
 
 import math
+import os
 from contextlib import contextmanager
 
 import numpy as np
@@ -86,6 +87,8 @@ def prepare(device, threads, deterministic):
         raise Refused(f"device={device} cannot be used ({reason}): {fix}.") from error
     if threads:
         torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses cuBLAS on a GPU
     if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)  # imports the compiler, which takes seconds
     return chosen
