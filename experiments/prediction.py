@@ -44,6 +44,12 @@ def check(masks, precision, batch, mc_chunk):
         raise Refused(f"prediction.masks is independent or balanced, not {masks!r}.")
 
 
+@ingredient.capture
+def balanced(masks):
+    """Whether this run's passes have balanced masks."""
+    return masks == "balanced"
+
+
 class Prediction(NamedTuple):
     """Moments over the passes of one batch of B equally large images, on the device."""
 
