@@ -114,7 +114,7 @@ def herd(features, labelled, counts, n, width, ties):
             if gains[rows[0]] < best:
                 break
             rows = rows[gains[rows] > -torch.inf]
-            gains[rows] = (kernel(features[rows], features, width) - covered).clamp_min_(0) @ counts
+            gains[rows] = kernel(features[rows], features, width).sub_(covered).clamp_min_(0) @ counts
             best = max(best, gains[rows].amax().item() * (1 - 1e-9)) if len(rows) else best
         pick = ties[(gains[ties] >= best).nonzero()[0, 0]]
         covered = covered.maximum(kernel(features[pick][None], features, width)[0])

@@ -58,6 +58,7 @@ def nearest_to_centroids(rows, n, seed, ties):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
         found = KMeans(n, n_init=3, random_state=seed).fit(rows.astype(np.float64))
     distances = np.linalg.norm(rows - found.cluster_centers_[found.labels_], axis=1)
+    distances = distances.astype(np.float32)  # two rows are as far from their mean, but for rounding
     closest = ties[np.argsort(distances[ties], kind="stable")]
     _, first, sizes = np.unique(found.labels_[closest], return_index=True, return_counts=True)
     picked = closest[first[np.lexsort((np.argsort(ties)[closest[first]], -sizes))]]

@@ -18,6 +18,7 @@ from heuristics import (
     ams,
     bald,
     bvsb,
+    class_stratified,
     edge_entropy,
     entropy,
     expected_entropy,
@@ -339,3 +340,27 @@ def test_given_ids_or_file(tmp_path):
         given.check(ids=[""], file="")
     with pytest.raises(Refused, match="cannot be read"):
         given.select(plain_pool(), 2, None, ids=[""], file=str(tmp_path / "absent"))
+
+
+# ---- what a run tells a strategy
+
+
+def test_corrected_bald_is_refused_with_balanced_masks_before_training(smoke, tmp_path):
+    settings = {"heuristic": "bald", "bald.corrected": True, "prediction.masks": "balanced"}
+    with pytest.raises(Refused, match="bald.corrected is for independent passes"):
+        smoke(**settings)
+    with pytest.raises(Refused, match="bald.corrected is for independent passes"):
+        smoke(**settings | {"heuristic": "hybrid", "hybrid.by": "bald"})
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_strategy_knows_how_many_queries_the_run_has(smoke, monkeypatch):
+    told, faded = [], class_stratified.faded
+
+    def noted(first, last, cycle, cycles):
+        told.append((cycle, cycles))
+        return faded(first, last, cycle, cycles)
+
+    monkeypatch.setattr(class_stratified, "faded", noted)
+    smoke(heuristic="class_stratified", cycles=2)
+    assert told == [(0, 2), (1, 2)]
