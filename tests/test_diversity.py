@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import events, ledger_bytes
+from safetensors.torch import load_file, save_file
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances, pairwise_distances_argmin
@@ -189,6 +190,12 @@ def test_kmeans_begins_with_given_weights(smoke, undisturbed, tmp_path):
     assert len(chosen[0]) == len(chosen[1]) == 6 and chosen[0] != chosen[1]
     with pytest.raises(Refused, match="kmeans.layer=neck is no layer of model=unet.* There are encoder"):
         smoke(initial="kmeans", **{"kmeans.weights": str(weights), "kmeans.layer": "neck"})
+    state, wrong = load_file(weights), tmp_path / "wrong.safetensors"
+    name = next(name for name, tensor in state.items() if tensor.is_floating_point())
+    state[name].view(-1)[0] = torch.nan
+    save_file(state, wrong)
+    with pytest.raises(Refused, match=f"The weights in {wrong} are not finite .{name}.: name another file"):
+        smoke(initial="kmeans", cycles=0, to="wrong", **{"kmeans.weights": str(wrong)})
 
 
 def test_an_initial_set_cannot_look_at_an_untrained_model(smoke, monkeypatch):
