@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from experiments.commandline import one_line_errors
+from experiments.command_line.process import one_line_errors
 from experiments.components import ROOT
 
 NOTEBOOKS = ROOT / "analysis" / "notebooks"

@@ -6,8 +6,9 @@ import json
 import re
 from textwrap import indent
 
-from experiments.commandline import one_line_errors
+from experiments.command_line.process import one_line_errors
 from experiments.components import FOLDERS, defaults, load, names
+from experiments.errors import Refused
 
 
 def catalogue():
@@ -16,7 +17,10 @@ def catalogue():
 
 
 def describe(entry, name):
-    module = load(entry, name)
+    try:
+        module = load(entry, name)
+    except Refused as error:
+        return {"name": name, "description": str(error), "authors": "", "paper": "", "settings": {}}
     text = inspect.getdoc(module) or ""
     whys = {}
     for scope in module.ingredient.configurations:

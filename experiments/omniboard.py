@@ -22,13 +22,13 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
-from experiments.commandline import one_line_errors
+from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 
 OMNIBOARD = "omniboard@2.16.1"
 URL = "mongodb://127.0.0.1:27017/sacred"
 FOLDER = Path("mongo")  # the data of our mongod, and both logs
-PRELOAD = Path(__file__).with_name("omniboard.js")
+PRELOAD = Path(__file__).parent / "records" / "omniboard.js"
 
 CUSTOM = {  # column: where a run's document has it
     "heuristic": "config.heuristic",
@@ -37,8 +37,9 @@ CUSTOM = {  # column: where a run's document has it
     "run": "config.run",
     "cycles": "config.cycles",
     "labelled_images": "info.labelled_images",
-    "best_dice": "info.best_dice",  # three digits: Omniboard rounds no metric
-    "last_dice": "info.last_dice",
+    "headline": "info.headline",  # the metric that judges the run, as its dataset states it, and of this metric,
+    "best": "info.best",  # to three digits, for Omniboard rounds no metric:
+    "last": "info.last",
 }
 REPLACED = {"best_dice": "max", "last_dice": "last"}  # columns that earlier versions made of the metric test.dice
 OWN = {"experiment_name": "experiment.name", "tags": "omniboard.tags", "notes": "omniboard.notes"}  # Omniboard's

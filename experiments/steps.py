@@ -13,17 +13,19 @@ import numpy as np
 import torch
 
 from experiments import evaluation, metrics
-from experiments.acquisition import needs, querying
-from experiments.components import PRESETS, load
+from experiments.acquisition import needs, querying, trial
+from experiments.components import PRESETS, load, written
 from experiments.errors import Refused
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling
 from experiments.randomness import generator, key
 from experiments.records import ledger
+from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks
 from experiments.records.files import write
-from experiments.records.ledger import Ledger
+from experiments.records.ledger import Ledger, is_finished
 from experiments.records.progress import Progress, plan
-from experiments.store import IGNORE, Store
+from experiments.records.provenance import made_with
+from experiments.store import IGNORE, Store, refuse_ignored_foreground
 from experiments.training import trainer, weights
 
 
@@ -52,16 +54,25 @@ class State:
         return (*self.place, cycle)
 
 
-def check(config, parts):
-    """Say which dataset it is and refuse what the dataset's files or an earlier run's results do not allow."""
-    print(f"Dataset {config['dataset']}: {parts['dataset'].__doc__.splitlines()[0]}", flush=True)
+def check(config, parts, usual):
+    """Say which dataset it is and refuse what the dataset's files or an earlier run's results do not allow.
+
+    `usual` are the defaults of all settings.
+    """
+    [about, *_] = written("dataset", config["dataset"])["__doc__"].split("\n")  # -OO leaves modules without theirs
+    print(f"Dataset {config['dataset']}: {about}", flush=True)
+    metrics.headline(parts["dataset"])
     splits = find_images(config, parts)
     needs.check(config, parts, splits)
-    config = resolve_counts(config, parts, len(splits.train))
+    trial.check(config, parts, splits)
+    size, start = len(splits.train), config["start"]
+    if isinstance(start, int) and start > size:
+        raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
+    config = resolve_counts(config, parts, size)
     if 0 < config["pool_size"] < config["query"]:
         looked, asked = config["pool_size"], config["query"]
         raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
-    ledger.check(folder_of(config), config)
+    ledger.check(folder_of(config), config, usual, lambda: made_with(config, parts.values(), device_of(config)))
 
 
 def find_images(config, parts):
@@ -79,28 +90,38 @@ def folder_of(config):
     return Path(config["results_dir"]) / f"{config['label']}_{config['run']}"
 
 
+def device_of(config):
+    """The torch.device of this run, set up for it."""
+    return trainer.prepare(device=config["device"], threads=config["threads"])
+
+
 @contextmanager
-def prepare(config, run, parts):
+def prepare(config, run, parts, usual):
     """Read the images, open the ledger, build the model: a State for the other steps."""
     from baal.active import ActiveLearningDataset  # takes seconds to import
 
     place, data, model_file = (config["seed"], config["dataset"]), parts["dataset"], parts["model"]
-    device = trainer.prepare(device=config["device"], threads=config["threads"])
+    device = device_of(config)
+    made = made_with(config, parts.values(), device)
     for part in ("trainer", "prediction"):
         if config[part]["compiled"]:
             check_compiling(f"{part}.compiled")
     splits = find_images(config, parts)
-    stores = [split and Store(split, device) for split in splits[:3]]
+    stores = [split and Store(split, device, classes=data.CLASSES) for split in splits[:3]]
     train, val, test = stores
     for annotated in filter(None, (val, test)):
         annotated.label(range(len(annotated)))
+    refuse_ignored_foreground(list(filter(None, stores)), config["dataset"])
+    trainer.check_validation(val)
     size, classes = len(train), len(data.CLASSES)
     config, folder = resolve_counts(config, parts, size), folder_of(config)
-    print_summary(config, run, parts, splits, test, classes)
+    print_summary(config, run, parts, splits, test, classes, made)
     fingerprints = [store and store.fingerprint for store in stores]
-    with Ledger(folder, config, fingerprints) as ledger, Progress(plan(config, splits.crop, *stores)) as bar:
+    masks = {name: store and digest_masks(store, range(len(store))) for name, store in (("val", val), ("test", test))}
+    book = Ledger(folder, config, fingerprints, usual, train.ids, masks=masks, made=made)
+    with book as ledger, Progress(plan(config, splits.crop, *stores)) as bar:
         if ledger.events:
-            print(f"Going on from {folder}, where {len(ledger.events)} steps are done.", flush=True)
+            go_on(ledger, config, made, masks, {"val": val, "test": test})
         torch.manual_seed(key(*place, "weights") % 2**63)
         model = model_file.build(channels=data.CHANNELS, classes=classes)
         model, first = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)
@@ -108,8 +129,29 @@ def prepare(config, run, parts):
         yield State(config, run, parts, place, splits.crop, *stores, active, classes, model, first, ledger, bar)
 
 
-def print_summary(config, run, parts, splits, test, classes):
-    """Say what is about to be done, and what an answer that looks at nothing would score."""
+def go_on(ledger, config, made, masks, stores):
+    """Refuse other masks or another making than those of the run so far, and record the latter where it is allowed."""
+    began = next((e["masks"] for e in ledger.events if e["event"] in ("start", "resumed") and "masks" in e), None)
+    for name, store in stores.items():
+        if store:
+            refuse_other_masks(ledger.folder, store, range(len(store)), began and began[name])
+    if not is_finished(ledger.events, config["cycles"]):
+        line = refuse_other_making(ledger.folder, ledger.events, made, config["resume"] == "anyway")
+        if line:
+            print(line, flush=True)
+            cycle = sum(e["event"] == "evaluated" for e in ledger.events)
+            ledger.append("resumed", cycle, made=made, **({} if began else {"masks": masks}))
+    if ledger.chain.unsealed:
+        lines = f"the first {ledger.chain.unsealed} lines of {ledger.path} have no hashes"
+        print(f"Written by an earlier version, {lines}: they are taken as they are.", flush=True)
+    done = sum(e["event"] != "resumed" for e in ledger.events)
+    print(f"Going on from {ledger.folder}, where {done} steps are done.", flush=True)
+
+
+def print_summary(config, run, parts, splits, test, classes, made):
+    """Say what is about to be done and on what, and what an answer that looks at nothing would score."""
+    threads = f"{made['threads']} thread" + "s" * (made["threads"] != 1)
+    print(f"On {made['device']}, {threads}, {made['precision']}.", flush=True)
     sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
     queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
     print(
@@ -121,9 +163,15 @@ def print_summary(config, run, parts, splits, test, classes):
     if getattr(parts["heuristic"], "JOINT", False):
         print(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.", flush=True)
     if test:
-        constant = evaluation.constant_dice(test, classes)
+        measure = metrics.headline(parts["dataset"]).removeprefix("test.")
+        constant = evaluation.constant_answer(test, classes, measure)
         run.info["constant_dice"] = constant
-        print(f"Calling every test pixel foreground would give Dice {constant:.3f}.", flush=True)
+        if constant is None:
+            what = f"None of the {len(test)} test images has a pixel of a foreground class"
+            print(f"{what}: Dice and IoU cannot be measured, only accuracy and calibration.", flush=True)
+        else:
+            word = metrics.HEADLINES[measure]
+            print(f"Calling every test pixel foreground would give {word} {constant:.3f}.", flush=True)
 
 
 def initial(state):
@@ -144,6 +192,7 @@ def initial(state):
             "classes": state.parts["dataset"].CLASSES,
             "test": state.test.ids if state.test else [],
             "constant_dice": state.run.info.get("constant_dice"),
+            "headline": metrics.headline(state.parts["dataset"]),
         }
         event = state.ledger.append("start", queries=queries, **named)
     return event["queries"]
@@ -158,17 +207,30 @@ def check_pool(state, cycle):
 
 def label(state, queries):
     """Open the masks that were asked for. Raises BadData, labelling none, if one of them cannot be used."""
-    number = {id: index for index, id in enumerate(state.train.ids)}
-    chosen = [number[query["id"]] for query in queries]
+    chosen = positions(state, queries)
     state.train.label(chosen)
+    refuse_ignored_foreground([s for s in (state.train, state.val, state.test) if s], state.config["dataset"])
     pool = np.flatnonzero(~state.active.labelled)
     if chosen:  # given no index, baal labels every image
         state.active.label(np.searchsorted(pool, chosen).tolist())
 
 
+def positions(state, queries):
+    """Positions in `train` of what these queries ask for."""
+    number = {id: index for index, id in enumerate(state.train.ids)}
+    return [number[query["id"]] for query in queries]
+
+
 def train_and_test(state, cycle):
-    """Train on what is labelled and test; logs the metrics, returns the test Dice or None."""
+    """Train on what is labelled and test; logs the metrics, returns the test images' headline or None.
+
+    Raises BadData where a mask that this cycle was the first to see is another one than its event in the ledger says.
+    """
     event = state.ledger.find("evaluated", cycle)
+    asked = state.ledger.find("queried", cycle - 1) if cycle else state.ledger.find("start")
+    opened = positions(state, asked["queries"])
+    if event:
+        refuse_other_masks(state.ledger.folder, state.train, opened, event.get("masks"))
     if event is None:
         check_pool(state, cycle)
         seconds, seen = weights.fit(state, cycle)
@@ -195,6 +257,7 @@ def train_and_test(state, cycle):
             calibration=calibration,
             epoch=epoch,
             weights=digest,
+            masks=digest_masks(state.train, opened),
         )
         state.ledger.drop_weights(cycle, state.config["checkpoint"])
         state.ledger.time(cycle, train=seconds, evaluate=perf_counter() - began)
@@ -240,23 +303,33 @@ def query(state, cycle):
         write(state.ledger.folder / "queries" / f"cycle_{cycle:03d}.csv", querying.table(pool, queries, scores))
         event = state.ledger.append("queried", cycle, queries=queries, memory=pool.memory)
         state.ledger.time(cycle, query=perf_counter() - began)
+    picture = state.ledger.folder / "queries" / f"cycle_{cycle:03d}.png"
+    maps = hasattr(state.parts["heuristic"], "uncertainty")
+    if maps and state.ledger.events[-1] is event and state.holds != cycle and not picture.exists():
+        weights.restore(state, cycle)  # a run that was stopped before this picture draws its maps too
     querying.draw_query(state, cycle, event["queries"])
     return event["queries"]
 
 
 def publish(state, cycle, event):
-    """Write the arrays, log the metrics at step = labelled images, print the cycle's line; returns the test Dice."""
+    """Write the arrays, log the metrics at step = labelled images, print the cycle's line; returns the headline."""
     for name, value in event["metrics"].items():
         state.run.log_scalar(name, value, event["images"])
     state.run.info["labelled_images"] = event["images"]
     state.ledger.write_arrays()
-    dice = event["metrics"].get("test.dice")
-    result = "no test images"
-    if dice is not None:
-        result = f"test Dice {dice:.3f}"
-        state.bar.result = f", Dice {dice:.3f}"
+    headline = state.ledger.headline
+    score = event["metrics"].get(headline)
+    result = "no foreground in the test images" if state.test else "no test images"
+    if score is not None:
+        word = metrics.HEADLINES[headline.removeprefix("test.")]
+        result = f"test {word} {score:.3f}"
+        state.bar.result = f", {word} {score:.3f}"
+        curve = [
+            e["metrics"][headline] for e in state.ledger.events if e["event"] == "evaluated" and e["cycle"] <= cycle
+        ]
+        state.run.info |= {"headline": headline, "best": round(max(curve), 3), "last": round(score, 3)}
     state.bar.line(f"cycle {cycle}/{state.config['cycles']}: {event['images']} images labelled, {result}")
-    return dice
+    return score
 
 
 def conclude(state):
@@ -274,12 +347,13 @@ def conclude(state):
 
 
 def draw_curve(state):
-    """Draw test Dice against labelled images as learning_curve.png, as analysis/ draws many; returns its path."""
+    """Draw the headline against labelled images as learning_curve.png, as analysis/ draws many; returns its path."""
     from analysis import plots, runs  # pandas and matplotlib take a second to import
 
     png = io.BytesIO()
     frame = runs.load(state.ledger.folder)
-    plots.curves(frame, constant=state.run.info["constant_dice"]).savefig(png, dpi=100)
+    constant = state.run.info["constant_dice"]
+    plots.curves(frame, metric=state.ledger.headline, constant=constant).savefig(png, dpi=100)
     path = state.ledger.folder / "learning_curve.png"
     write(path, png.getvalue())
     return path

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from experiments.commandline import one_line_errors
+from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 from experiments.records.mongo import compare, lost, opened, reason, upsert_run
 from experiments.records.stored_records import mark_killed, read_record, records
@@ -56,7 +56,7 @@ def recorded(known):
             break
         except (OSError, Refused):
             continue
-    if not url or ":***@" in url:
+    if not url or "***" in url:
         raise Refused(f"Where to? The newest run names {url or 'no database'}: set --mongo_url mongodb://...")
     return url
 

@@ -7,6 +7,7 @@ code adds the two entropies with these weights; the Jensen-Shannon divergence is
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import entropy
+from experiments.settings import Range
 
 ingredient = Ingredient("alpha_mix")
 
@@ -15,6 +16,9 @@ ingredient = Ingredient("alpha_mix")
 def settings():
     alpha = 0.5  # 1 is `entropy`, 0 is `expected_entropy`; the published value is .5
     reduction = "mean"  # how the map becomes one score: mean, max, q90, foreground ...
+
+
+ALLOWED = {"alpha": Range(least=0, most=1)}
 
 
 @ingredient.capture

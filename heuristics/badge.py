@@ -13,6 +13,7 @@ from sacred import Ingredient
 from experiments.acquisition.pool import pooled
 from experiments.acquisition.prediction import winner
 from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("badge")
 
@@ -22,10 +23,7 @@ def settings():
     size = 400  # about how many numbers an image's gradient keeps, over all classes and cells; AL-SEG's
 
 
-@ingredient.capture
-def check(size):
-    if size < 1:
-        raise Refused(f"badge.size is at least 1, not {size}.")
+ALLOWED = {"size": Range(least=1)}
 
 
 @ingredient.capture

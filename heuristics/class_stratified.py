@@ -13,8 +13,8 @@ from sacred import Ingredient
 
 from experiments.acquisition.prediction import entropy, winner
 from experiments.acquisition.ranking import ranking
-from experiments.errors import Refused
 from experiments.randomness import uniform
+from experiments.settings import Range
 from heuristics.badge import gathered
 from heuristics.batches.power import log_scores
 
@@ -29,14 +29,12 @@ def settings():
     growth = 2.0  # beta is multiplied by it after every query; 1: the noise does not fade
 
 
-@ingredient.capture
-def check(membership, share, beta, growth):
-    if membership not in MEMBERSHIP:
-        raise Refused(f"class_stratified.membership is one of {', '.join(MEMBERSHIP)}, not {membership!r}.")
-    if not 0 <= share <= 1:
-        raise Refused(f"class_stratified.share is between 0 and 1, not {share}.")
-    if beta <= 0 or growth <= 0:
-        raise Refused(f"class_stratified.beta and class_stratified.growth are above 0, not {beta} and {growth}.")
+ALLOWED = {
+    "membership": ("probability", "prediction"),
+    "share": Range(least=0, most=1),
+    "beta": Range(above=0),
+    "growth": Range(above=0),
+}
 
 
 @ingredient.capture

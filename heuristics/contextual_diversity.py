@@ -14,7 +14,6 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import entropy, winner
-from experiments.errors import Refused
 from heuristics.badge import gathered
 
 ingredient = Ingredient("contextual_diversity")
@@ -25,10 +24,7 @@ def settings():
     absent = "skip"  # a class that one of two images does not show, as in the paper, or "epsilon" as AL-SEG published
 
 
-@ingredient.capture
-def check(absent):
-    if absent not in ("skip", "epsilon"):
-        raise Refused(f"contextual_diversity.absent is skip or epsilon, not {absent!r}.")
+ALLOWED = {"absent": ("skip", "epsilon")}
 
 
 @ingredient.capture

@@ -13,7 +13,7 @@ from sacred import Ingredient
 
 from experiments.acquisition import selection
 from experiments.acquisition.prediction import entropy
-from experiments.errors import Refused
+from experiments.settings import Range
 from heuristics.random import draws
 
 ingredient = Ingredient("coreset")
@@ -28,10 +28,7 @@ def settings():
     tau = 1.0  # below 1 the mean entropies count as well: distance ** tau x weight ** (1 - tau)
 
 
-@ingredient.capture
-def check(tau):
-    if not 0 <= tau <= 1:
-        raise Refused(f"coreset.tau is between 0 and 1, not {tau}.")
+ALLOWED = {"grid": Range(least=1), "pooling": ("mean", "max"), "tau": Range(least=0, most=1)}
 
 
 @ingredient.capture

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from experiments.acquisition import conformal
 from experiments.errors import Refused
 from experiments.randomness import key, uniform
+from experiments.settings import Range
 
 ingredient = Ingredient("crc")
 
@@ -35,14 +36,14 @@ def settings():
     select_by = "top_diverse_k"  # mean and smallest distance to what is labelled or chosen; "k_centre": smallest alone
 
 
-@ingredient.capture
-def check(alpha, calibrate, share, resolution, tau, select_by):
-    for name, value, known in (("calibrate", calibrate, CALIBRATORS), ("select_by", select_by, RULES)):
-        if value not in known:
-            raise Refused(f"crc.{name} is one of {', '.join(known)}, not {value!r}.")
-    if not (0 < alpha < 1 and 0 < share < 1 and 0 <= tau <= 1 and resolution >= 1):
-        given = f"{alpha}, {share}, {tau} and {resolution}"
-        raise Refused(f"crc.alpha, share and tau are between 0 and 1, resolution at least 1, not {given}.")
+ALLOWED = {
+    "alpha": Range(above=0, below=1),
+    "calibrate": ("validation", "held_out", "labelled"),
+    "share": Range(above=0, below=1),
+    "resolution": Range(least=1),
+    "tau": Range(least=0, most=1),
+    "select_by": ("top_diverse_k", "k_centre"),
+}
 
 
 @ingredient.capture

@@ -9,6 +9,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import entropy
+from experiments.settings import Range
 
 ingredient = Ingredient("edge_entropy")
 
@@ -17,6 +18,9 @@ ingredient = Ingredient("edge_entropy")
 def settings():
     threshold = 0.5  # of the scaled magnitude, 0 to 1
     reduction = "mean"  # how the map becomes one score: mean, max, q90, foreground ...
+
+
+ALLOWED = {"threshold": Range(least=0, most=1)}
 
 
 @ingredient.capture

@@ -10,6 +10,7 @@ from sacred import Ingredient
 
 from experiments.acquisition.prediction import winner
 from experiments.acquisition.selection import per_image
+from experiments.settings import Range
 from heuristics.random import draws
 
 ingredient = Ingredient("foreground_random")
@@ -18,6 +19,9 @@ ingredient = Ingredient("foreground_random")
 @ingredient.config
 def settings():
     least = 0.01  # weight of an image without predicted foreground: every image can be drawn
+
+
+ALLOWED = {"least": Range(least=0, most=1)}
 
 
 @ingredient.capture

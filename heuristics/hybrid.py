@@ -10,6 +10,7 @@ from experiments.acquisition import selection
 from experiments.acquisition.ranking import ranking
 from experiments.components import load
 from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("hybrid")
 NAMES = {"diversity": "heuristic", "by": "heuristic"}
@@ -23,13 +24,14 @@ def settings():
     reduction = "mean"  # how a map becomes either score: mean, max, q90, foreground ...
 
 
+ALLOWED = {"diverse": Range(least=0)}
+
+
 @ingredient.capture
-def check(diversity, diverse, by, reduction):
+def check(diversity, by, reduction):
     must_score("hybrid.diversity", diversity)
     must_score("hybrid.by", by)
     selection.reducer(reduction)
-    if diverse < 0:
-        raise Refused(f"hybrid.diverse is at least 0, not {diverse}.")
 
 
 @ingredient.capture

@@ -11,6 +11,7 @@ import numpy as np
 from sacred import Ingredient
 
 from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("kmeans")
 NEEDS = ("features",)
@@ -23,6 +24,9 @@ def settings():
     grid = 1  # cells on each side that it is pooled to; 1: one vector an image
     pooling = "mean"  # or max
     weights = ""  # safetensors of the same model to look through while nothing is labelled; "": image statistics
+
+
+ALLOWED = {"grid": Range(least=1), "pooling": ("mean", "max")}
 
 
 @ingredient.capture

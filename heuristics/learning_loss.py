@@ -9,7 +9,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.pool import pooled
-from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("learning_loss")
 NEEDS = ("features",)
@@ -25,13 +25,12 @@ def settings():
     lr = 0.001  # of the module's SGD, AL-MGS's for segmentation; the paper's for CIFAR-10 is 0.1
 
 
-@ingredient.capture
-def check(margin, weight, joint, lr):
-    for name, value in (("margin", margin), ("weight", weight), ("lr", lr)):
-        if value < 0:
-            raise Refused(f"learning_loss.{name} must be at least 0, not {value}.")
-    if not 0 <= joint <= 1:
-        raise Refused(f"learning_loss.joint is a share of the epochs, 0 to 1, not {joint}.")
+ALLOWED = {
+    "margin": Range(least=0),
+    "weight": Range(least=0),
+    "joint": Range(least=0, most=1),
+    "lr": Range(least=0),
+}
 
 
 @ingredient.capture

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments.errors import Refused
+from experiments.settings import Range
 from heuristics.typiclust import clustered, unit_features
 
 ingredient = Ingredient("probcover")
@@ -27,13 +27,11 @@ def settings():
     clusters = 10  # kinds of images that a pure ball does not mix
 
 
-@ingredient.capture
-def check(delta, purity, clusters):
-    if delta < 0 or not 0 < purity <= 1 or clusters < 2:
-        found = f"{delta}, {purity} and {clusters}"
-        raise Refused(
-            f"probcover.delta is at least 0, .purity above 0 and at most 1, .clusters at least 2, not {found}."
-        )
+ALLOWED = {
+    "delta": Range(least=0, most=2),
+    "purity": Range(above=0, most=1),
+    "clusters": Range(least=2),
+}
 
 
 @ingredient.capture

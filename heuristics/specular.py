@@ -10,6 +10,7 @@ from sacred import Ingredient
 
 from experiments.acquisition.ranking import ranking
 from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("specular")
 NEEDS_MODEL = False
@@ -22,10 +23,7 @@ def settings():
     order = "largest"  # the largest areas, or "quota": as many largest as smallest of every image-level group
 
 
-@ingredient.capture
-def check(order):
-    if order not in ("largest", "quota"):
-        raise Refused(f"specular.order is largest or quota, not {order!r}.")
+ALLOWED = {"threshold": Range(least=0, most=1), "order": ("largest", "quota")}
 
 
 @ingredient.capture

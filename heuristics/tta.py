@@ -8,6 +8,7 @@ certain; here it has the mean of the views that saw it.
 
 from sacred import Ingredient
 
+from experiments.settings import Range
 from heuristics.alpha_mix import mix
 
 ingredient = Ingredient("tta")
@@ -18,6 +19,9 @@ SOURCE = "tta"
 def settings():
     alpha = 0.5  # 1 is the entropy of the mean, 0 the mean of the entropies; the published value is .5
     reduction = "mean"  # how the map becomes one score: mean, max, q90, foreground ...
+
+
+ALLOWED = {"alpha": Range(least=0, most=1)}
 
 
 @ingredient.capture

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("typiclust")
 NEEDS = ("features",)
@@ -27,10 +27,7 @@ def settings():
     neighbours = 20  # how many of them tell how typical an image is
 
 
-@ingredient.capture
-def check(clusters, neighbours):
-    if min(clusters, neighbours) < 1:
-        raise Refused(f"typiclust.clusters and .neighbours are at least 1, not {clusters} and {neighbours}.")
+ALLOWED = {"clusters": Range(least=1), "least": Range(least=0), "neighbours": Range(least=1)}
 
 
 @ingredient.capture

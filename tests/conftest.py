@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAIN = {"benign": 8, "malignant": 8, "mucinous": 5}  # 17 images to learn from, 4 validate
+TRAIN = {"benign": 8, "malignant": 8, "mucinous": 5}  # 16 images to learn from, 5 of other patients validate
 TEST = 4
 
 
@@ -25,8 +25,9 @@ def settings(root, results, **updates):
 
 
 def events(results, label="bald", run=0):
+    """The events of a ledger as JSON has them, without the lines' hashes."""
     lines = Path(results, f"{label}_{run}", "ledger.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if key != "sha256"} for line in lines]
 
 
 def ledger_bytes(results, label="bald", run=0):
@@ -105,7 +106,7 @@ def phantom_root(tmp_path_factory):
 
     root = tmp_path_factory.mktemp("Phantom")
     left, chosen = dict(TRAIN), []
-    for name, scene in phantom.plan(0):
+    for name, scene in phantom.plan(0)[12:]:  # from there on patients add up to 16 and 5, whatever the run
         grade = "mucinous" if scene % 9 == 4 else ("benign", "malignant")[scene % 2]
         if name.startswith("train") and left[grade]:
             left[grade] -= 1

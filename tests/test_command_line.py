@@ -264,7 +264,7 @@ def test_own_heuristic_is_one_file(smoke, tmp_path):
 
 def pool_ids(root):
     rng = generator(0, "phantom", "split")
-    return set(phantom.load(rng=rng, root=str(root), seed=0, crop=64, folds=5, fold=0).train.ids)
+    return set(phantom.load(rng=rng, root=str(root), seed=0, crop=64, folds=5, fold=0, split="patients").train.ids)
 
 
 def test_masks_are_opened_when_they_were_asked_for(smoke, phantom_root, tmp_path, monkeypatch):

@@ -359,24 +359,6 @@ def test_an_image_is_held_out_or_not_whoever_is_labelled_beside_it():
 # ---- what is refused before anything runs
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"calibrate": "train"}, "crc.calibrate is one of validation, held_out, labelled, not 'train'"),
-        ({"select_by": "top"}, "crc.select_by is one of top_diverse_k, k_centre, not 'top'"),
-        ({"alpha": 0.0}, "crc.alpha, share and tau are between 0 and 1"),
-        ({"alpha": 1.0}, "not 1.0, 0.25, 0.5 and 1000"),
-        ({"share": 0.0}, "crc.alpha, share"),
-        ({"tau": 1.5}, "crc.alpha, share"),
-        ({"resolution": 0}, "resolution at least 1"),
-    ],
-)
-def test_wrong_settings_are_refused(wrong, message):
-    crc.check(**SETTINGS)
-    with pytest.raises(Refused, match=message):
-        crc.check(**SETTINGS | wrong)
-
-
 def test_validation_images_are_needed_only_to_calibrate_on_them(attach):  # noqa: F811
     settings = attach(crc)
     parts = {"heuristic": crc, "initial": load("initial", "random"), "model": load("model", "unet")}

@@ -125,8 +125,6 @@ def test_coreset_with_tau_weighs_by_mean_entropy():
     assert coreset.select(pool, 1, generator(), **PLAIN, tau=0.5) == [1]
     assert coreset.select(pool, 1, generator(), **PLAIN, tau=1.0) == [0]
     assert sorted(coreset.select(pool_of(features, p=p), 3, generator(), **PLAIN, tau=0.5)) == [0, 1, 2]
-    with pytest.raises(Refused, match="coreset.tau is between 0 and 1, not 2"):
-        coreset.check(tau=2)
 
 
 # ---- k-means
@@ -184,7 +182,7 @@ def test_kmeans_begins_with_given_weights(smoke, undisturbed, tmp_path):
     smoke(initial="kmeans", cycles=0, start=6, **{"kmeans.weights": str(weights)})
     chosen = [{q["id"] for q in events(tmp_path / to)[0]["queries"]} for to in ("plain", "results")]
     assert len(chosen[0]) == len(chosen[1]) == 6 and chosen[0] != chosen[1]
-    with pytest.raises(Refused, match="kmeans.layer=neck is no layer of model=unet, only encoder"):
+    with pytest.raises(Refused, match="kmeans.layer=neck is no layer of model=unet.* There are encoder"):
         smoke(initial="kmeans", **{"kmeans.weights": str(weights), "kmeans.layer": "neck"})
 
 
@@ -274,15 +272,13 @@ def test_two_stages(attach):  # noqa: F811
 
 def test_what_has_no_score_or_has_stages_is_refused():
     for said, check in (
-        ("hybrid.by=kmeans", lambda: hybrid.check("simple_diversity", 0, "kmeans", "mean")),
-        ("hybrid.diversity=coreset", lambda: hybrid.check("coreset", 0, "entropy", "mean")),
-        ("hybrid.diverse", lambda: hybrid.check("simple_diversity", -1, "entropy", "mean")),
-        ("no reduction 'median'", lambda: hybrid.check("simple_diversity", 0, "entropy", "median")),
+        ("hybrid.by=kmeans", lambda: hybrid.check("simple_diversity", "kmeans", "mean")),
+        ("hybrid.diversity=coreset", lambda: hybrid.check("coreset", "entropy", "mean")),
+        ("no reduction 'median'", lambda: hybrid.check("simple_diversity", "entropy", "median")),
         ("two_stage.first=hybrid", lambda: two_stage.check("hybrid", "hybrid")),
         ("two_stage.then=progressive has stages", lambda: two_stage.check("entropy", "progressive")),
-        ("progressive.first=coreset", lambda: progressive.check("coreset", "hybrid", 0.8)),
-        ("progressive.then=two_stage has stages", lambda: progressive.check("entropy", "two_stage", 0.8)),
-        ("progressive.gamma", lambda: progressive.check("entropy", "hybrid", 1.2)),
+        ("progressive.first=coreset", lambda: progressive.check("coreset", "hybrid")),
+        ("progressive.then=two_stage has stages", lambda: progressive.check("entropy", "two_stage")),
     ):
         with pytest.raises(Refused, match=said):
             check()
@@ -386,10 +382,3 @@ def test_diverse_groups_takes_the_least_similar_of_the_best_groups():
     assert picked == sorted(expected, key=lambda i: -scores[i]) != sorted(best[0], key=lambda i: -scores[i])
     before = diverse_groups.pick(scores, pool_of(rows, ids=ids), 5, generator(), **settings | {"start_cycle": 1})
     assert set(before) == set(best[0])
-
-
-def test_batches_refuse_wrong_numbers():
-    with pytest.raises(Refused, match="diverse.candidates is at least 0, not -1"):
-        diverse.check(candidates=-1)
-    with pytest.raises(Refused, match="diverse_groups.groups is at least 1, not 0"):
-        diverse_groups.check(groups=0)

@@ -97,27 +97,6 @@ def test_what_is_not_finite_is_refused_naming_the_image(attach):  # noqa: F811
             heuristic.select(pool, 1, generator())
 
 
-@pytest.mark.parametrize(
-    ("heuristic", "wrong"),
-    [
-        (badge, {"size": 0}),
-        (contextual_diversity, {"absent": "zero"}),
-        (class_stratified, {"membership": "mask"}),
-        (class_stratified, {"share": 1.5}),
-        (class_stratified, {"growth": 0.0}),
-        (typiclust, {"neighbours": 0}),
-        (probcover, {"purity": 0.0}),
-        (probcover, {"clusters": 1}),
-    ],
-)
-def test_wrong_settings_are_refused_by_name(heuristic, wrong, attach):  # noqa: F811
-    settings = attach(heuristic)
-    heuristic.check()
-    settings.update(wrong)
-    with pytest.raises(Refused, match=next(iter(wrong))):
-        heuristic.check()
-
-
 # ---- contextual diversity
 
 

@@ -1,8 +1,9 @@
 """What is on the disk survives: torn lines, full disks, killed processes, damaged checkpoints."""
 
+import hashlib
 import json
 import os
-import random
+import re
 import resource
 import shutil
 import subprocess
@@ -16,20 +17,21 @@ from conftest import ROOT, command, events, ledger_bytes, settings
 
 from experiments.errors import Refused
 from experiments.network.checkpoint import hash_weights
-from experiments.records import ledger
+from experiments.records import chain, ledger
 from experiments.records.files import append_line, write
 from experiments.records.ledger import Ledger, finished, read
 from experiments.training import trainer
 
 SETTINGS = {"seed": 0, "unet": {"width": 2}}
+MEASURED = {"images": 1, "pixels": 9, "metrics": {"test.dice": 1 / 3}, "per_image": {"dice": [[0.5, 1 / 3]]}}
 
 
 @pytest.fixture
 def folder(tmp_path):
     """The folder of a run with three events."""
     with Ledger(tmp_path / "bald_0", SETTINGS, ["abc"]) as book:
-        book.append("start", queries=[{"id": "train_1", "score": 0.1}])
-        book.append("evaluated", 0, images=1, pool=3, metrics={"test.dice": 1 / 3})
+        book.append("start", queries=[{"id": "train_1", "score": 0.1}], classes=[], test=["a"])
+        book.append("evaluated", 0, pool=3, **MEASURED)
         book.append("queried", 0, queries=[])
     return tmp_path / "bald_0"
 
@@ -41,7 +43,7 @@ def test_append_reads_back(folder):
         assert book.find("evaluated")["metrics"]["test.dice"] == 1 / 3
         assert book.find("evaluated", 1) is None
         assert (book.events[0]["settings"], book.events[0]["data"]) == (SETTINGS, ["abc"])
-        event = book.append("evaluated", 1, images=2, pool=2, pair=(1, 2))
+        event = book.append("evaluated", 1, pool=2, pair=(1, 2), **MEASURED)
         assert event["pair"] == [1, 2] and book.find("evaluated", 1) == event == read(folder)[-1]
         with pytest.raises(ValueError):
             book.append("evaluated", 2, value=float("nan"))
@@ -63,22 +65,160 @@ def test_torn_last_line_is_cut(folder):
         assert book.events == [] and file.read_bytes() == b""
 
 
-@pytest.mark.parametrize("damage", [b'{"event": "ev\n', b"\0\0\0\0\n", b"\xff\xfe{}\n", b"{}\n", b"7\n"])
-def test_damaged_middle_is_refused(folder, damage):
+def lines_of(folder):
+    return (folder / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def unsealed(lines):
+    """Lines as they were before there were hashes."""
+    return [re.sub(rb', "sha256": "\w+"', b"", line) for line in lines]
+
+
+EVALUATED = {"event": "evaluated", "cycle": 0, "pool": 3, **MEASURED}
+
+
+def written(**event):
+    return json.dumps(event).encode() + b"\n"
+
+
+@pytest.mark.parametrize("damage, number, reason", [
+    (lambda a, b, c: [a, b.replace(b"0.333", b"0.777"), c], 2, "edited"),
+    (lambda a, b, c: [a, b, c.replace(b"[]", b'[{"id": "x"}]')], 3, "edited"),
+    (lambda a, b, c: [a.replace(b"0.1", b"0.2"), b, c], 1, "edited"),
+    (lambda a, b, c: [b, c], 1, "lost"),
+    (lambda a, b, c: [a, c], 2, "lost"),
+    (lambda a, b, c: [a, c, b], 2, "moved"),
+    (lambda a, b, c: [a, b, b, c], 3, "doubled"),
+    (lambda a, b, c: [a, b, c, a], 4, "doubled"),
+    (lambda a, b, c: [a, *unsealed([b]), c], 2, "hash"),
+    (lambda a, b, c: [*unsealed([a]), b, c], 2, "edited"),
+    (lambda a, b, c: [a, b[:-80] + b[-80:].upper(), c], 2, "hash|JSON"),
+    (lambda a, b, c: [a, b'{"event": "ev\n', c], 2, "no JSON"),
+    (lambda a, b, c: [a, b"\0\0\0\0\n", c], 2, "no JSON"),
+    (lambda a, b, c: [a, b"\xff\xfe{}\n", c], 2, "UTF-8"),
+    (lambda a, b, c: [a, b"7\n", c], 2, "no JSON object"),
+    (lambda a, b, c: [a, b"[" * 10**5 + b"\n", c], 2, "nested"),
+    (lambda a, b, c: [a, b'{"a": ' * 10**5 + b"\n", c], 2, "nested"),
+    (lambda a, b, c: [a, b'{"a": NaN}\n', c], 2, "NaN"),
+    (lambda a, b, c: [a, b"1" * 5000 + b"\n", c], 2, "digits"),
+])  # fmt: skip
+def test_damage_is_refused_with_its_line(folder, damage, number, reason):
+    (folder / "ledger.jsonl").write_bytes(b"".join(damage(*lines_of(folder))))
+    refused_in_line(folder, number, reason)
+
+
+@pytest.mark.parametrize("event, reason", [
+    ({}, "no event"),
+    ({"event": ["evaluated"], "cycle": 0}, "no event"),
+    ({"event": "asked", "cycle": 0}, "'asked' is no event"),
+    ({**EVALUATED, "cycle": "0"}, "cycle"),
+    ({**EVALUATED, "cycle": True}, "cycle"),
+    ({**EVALUATED, "cycle": 1}, "evaluated of cycle 1 stands where evaluated of cycle 0"),
+    ({**EVALUATED, "images": None}, "images"),
+    ({**EVALUATED, "pool": -1}, "pool"),
+    ({**EVALUATED, "pixels": 10**30}, "pixels"),
+    ({**EVALUATED, "metrics": {"test.dice": "0.5"}}, "numbers"),
+    ({**EVALUATED, "per_image": {"dice": [[0.5], [0.5, 1]]}}, "table"),
+    ({**EVALUATED, "per_image": {"dice": {"a": 1}}}, "table"),
+    ({**EVALUATED, "per_image": {}}, "Dice"),
+    ({**EVALUATED, "weights": 7}, "weights"),
+    ({"event": "queried", "cycle": 0, "queries": []}, "queried of cycle 0 stands where evaluated"),
+    ({"event": "start", "cycle": 0, "settings": {}, "data": [], "queries": [], "classes": [], "test": []}, "start"),
+    ({"event": "resumed", "cycle": 0}, "made"),
+])  # fmt: skip
+def test_lines_without_hashes_are_looked_at_too(folder, event, reason):
+    """As an earlier version wrote them: all that can be told is whether they are events in their order."""
+    before, _, after = unsealed(lines_of(folder))
+    (folder / "ledger.jsonl").write_bytes(before + written(**event) + after)
+    refused_in_line(folder, 2, reason)
+
+
+@pytest.mark.parametrize("queries", [7, [7], [{"id": 7}], ["train_1"]])
+def test_queries_that_are_none_are_refused(folder, queries):
+    before = unsealed(lines_of(folder))[:2]
+    (folder / "ledger.jsonl").write_bytes(b"".join(before) + written(event="queried", cycle=0, queries=queries))
+    refused_in_line(folder, 3, "quer")
+
+
+def refused_in_line(folder, number, reason):
+    before = (folder / "ledger.jsonl").read_bytes()
+    for open_ in (read, lambda folder: Ledger(folder, SETTINGS, ["abc"]).__enter__()):
+        with pytest.raises(Refused, match=reason) as refused:
+            open_(folder)
+        said = str(refused.value)
+        assert f"ledger.jsonl is damaged in line {number} (" in said and "\n" not in said and len(said) < 500
+    assert (folder / "ledger.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("ids, said", [
+    (["train_2"], "line 1 .*'train_1' is no training image"),
+    (["train_1"], "line 3 .*'train_1' is asked for twice"),
+])  # fmt: skip
+def test_ids_that_are_unknown_or_asked_twice_are_refused(tmp_path, ids, said):
+    with Ledger(tmp_path, SETTINGS, ["abc"]) as book:
+        book.append("start", queries=[{"id": "train_1"}], classes=[], test=[])
+        book.append("evaluated", 0, pool=3, **MEASURED)
+        book.append("queried", 0, queries=[{"id": "train_1"}])
+    with pytest.raises(Refused, match=said):
+        Ledger(tmp_path, SETTINGS, ["abc"], ids=ids).__enter__()
+
+
+def test_a_ledger_without_hashes_goes_on_with_them(folder):
+    """The first hash covers the lines before it, which no one could tell from edited ones until then."""
+    old = b"".join(unsealed(lines_of(folder)))
+    (folder / "ledger.jsonl").write_bytes(old)
+    with Ledger(folder, SETTINGS, ["abc"]) as book:
+        assert len(book.events) == book.chain.unsealed == 3
+        book.append("evaluated", 1, pool=1, **MEASURED)
+        book.append("queried", 1, queries=[])
+    whole = (folder / "ledger.jsonl").read_bytes()
+    assert whole.startswith(old) and len(read(folder)) == 5
+    before, _, end = whole.splitlines()[3].decode().rpartition(', "sha256": "')
+    assert end == hashlib.sha256(old + before.encode()).hexdigest() + '"}'
+    (folder / "ledger.jsonl").write_bytes(whole.replace(b'"score": 0.1', b'"score": 0.2'))
+    refused_in_line(folder, 4, "a line before it, was edited")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "endless"])
+def test_what_is_no_file_is_refused_at_once(folder, kind):
     file = folder / "ledger.jsonl"
-    lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(lines[0] + damage + lines[2])
-    before = file.read_bytes()
-    with pytest.raises(Refused, match="ledger.jsonl is damaged"):
-        with Ledger(folder, SETTINGS, ["abc"]):
-            pass
-    assert file.read_bytes() == before
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to("/dev/zero" if kind == "endless" else file)
+    for open_ in (read, lambda folder: Ledger(folder, SETTINGS, ["abc"]).__enter__()):
+        with pytest.raises(Refused, match="ledger.jsonl (is no file|cannot be read)"):
+            open_(folder)
+
+
+def test_a_line_too_long_is_neither_read_nor_written(folder, monkeypatch):
+    monkeypatch.setattr(chain, "LONGEST", 2000)
+    with Ledger(folder, SETTINGS, ["abc"]) as book:
+        with pytest.raises(Refused, match="takes no line of"):
+            book.append("evaluated", 1, pool=1, long="x" * 2000, **MEASURED)
+        assert len(book.events) == 3
+    with open(folder / "ledger.jsonl", "ab") as file:
+        file.write(b"x" * 2001)
+    refused_in_line(folder, 4, "longer")
+    monkeypatch.setattr(chain, "LARGEST", 1000)
+    with pytest.raises(Refused, match="no file of at most 1000 bytes"):
+        read(folder)
+
+
+@pytest.mark.parametrize("place", ["", "results"])
+def test_a_folder_that_cannot_be_is_refused(tmp_path, place):
+    (tmp_path / "results").write_text("a file")
+    with pytest.raises(Refused, match="cannot be (written|read)"):
+        Ledger(tmp_path / "results" / place, SETTINGS, []).__enter__()
 
 
 @pytest.mark.parametrize("settings, data, named", [
     ({"seed": 1, "unet": {"width": 2}}, ["abc"], "seed 0 -> 1"),
     ({"seed": 0, "unet": {"width": 4}}, ["abc"], "unet.width 2 -> 4"),
-    (SETTINGS, ["abd"], "data"),
+    (SETTINGS, ["abd"], "data: other train images"),
 ])  # fmt: skip
 def test_another_run_is_refused(folder, settings, data, named):
     with pytest.raises(Refused, match=named):
@@ -169,10 +309,10 @@ def test_append_that_stops_halfway_is_taken_back(folder, length):
     before = (folder / "ledger.jsonl").read_bytes()
     with Ledger(folder, SETTINGS, ["abc"]) as book:
         with pytest.raises(Refused, match="ledger.jsonl cannot be written"), small_disk(len(before) + 50):
-            book.append("evaluated", 1, long="x" * length)
+            book.append("evaluated", 1, pool=0, long="x" * length, **MEASURED)
         assert (folder / "ledger.jsonl").read_bytes() == before
         assert len(book.events) == 3
-        book.append("evaluated", 1, images=2, pool=0)
+        book.append("evaluated", 1, pool=0, **MEASURED)
     assert len(read(folder)) == 4
 
 
@@ -266,6 +406,46 @@ def assert_same(results, expected):
         assert (results / name).read_bytes() == (expected / name).read_bytes(), name
 
 
+def test_what_a_crash_left_is_tidied_up(folder):
+    """Half a line of timing, files half written, and the checkpoint of a cycle before the last one."""
+    with Ledger(folder, SETTINGS, ["abc"]) as book:
+        for cycle in (0, 1):
+            book.save_weights(cycle, weights(), "last")
+        book.time(0, train=1.0)
+    with open(folder / "timing.jsonl", "a") as file:
+        file.write('{"cycle": 0, "qu')
+    left = [folder.with_name("bald_0.npy.part"), folder / "budget.npy.part", folder / "queries" / "cycle_000.csv.part"]
+    left += [folder / "checkpoint" / "cycle_001.safetensors.part", folder / "checkpoint" / "cycle_001.safetensors"]
+    for path in left:
+        path.touch()
+    others = folder.with_name("bald_1.npy.part"), folder / "sacred" / "x.json.part"
+    others[1].parent.mkdir()
+    for path in others:
+        path.touch()
+    with Ledger(folder, {**SETTINGS, "checkpoint": "all"}, ["abc"]) as book:
+        assert [path.exists() for path in left] == [False] * 4 + [True]
+        book.time(1, train=2.0)
+    assert [json.loads(line)["cycle"] for line in (folder / "timing.jsonl").read_text().splitlines()] == [0, 1]
+    with Ledger(folder, {**SETTINGS, "checkpoint": "last"}, ["abc"]):
+        assert not left[-1].exists() and (folder / "checkpoint" / "cycle_000.safetensors").exists()
+    assert all(path.exists() for path in others)  # of runs and records that may be at work
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_neither_kept_nor_taken(folder, value):
+    from safetensors.torch import save_file
+
+    wrong = {**weights(), "a": torch.tensor([1.0, value])}
+    with Ledger(folder, SETTINGS, ["abc"]) as book:
+        for keep in ("last", "none"):
+            with pytest.raises(Refused, match="The weights of cycle 0 are not finite .a.: lower trainer.lr"):
+                book.save_weights(0, wrong, keep)
+        assert not any((folder / "checkpoint").iterdir())
+        save_file(wrong, folder / "checkpoint" / "cycle_000.safetensors")
+        with pytest.raises(Refused, match="cycle_000.safetensors are not finite"):
+            book.load_weights(0, hash_weights(wrong))
+
+
 def started(tmp_path, phantom_root):
     """A run in a process of its own that has written its first event."""
     process = command("smoke", cwd=tmp_path, **settings(phantom_root, tmp_path / "results", cycles=2))
@@ -276,18 +456,6 @@ def started(tmp_path, phantom_root):
             pytest.fail(f"no first event: {process.communicate()}")
         time.sleep(0.02)
     return process
-
-
-def test_killed_at_any_moment(smoke, longer, phantom_root, tmp_path):
-    process = started(tmp_path, phantom_root)
-    delay = random.SystemRandom().uniform(0, 1.5)
-    print(f"killed {delay:.3f} s after its first event")
-    time.sleep(delay)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -9
-    smoke(cycles=2)
-    assert_same(tmp_path / "results", longer)
 
 
 def test_terminated(smoke, longer, phantom_root, tmp_path):

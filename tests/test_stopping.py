@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, command, ledger_bytes, settings
 
-from experiments import commandline
-from experiments.commandline import refusal, signals_noted, stop_asked, stop_if_asked
+from experiments.command_line import process
+from experiments.command_line.process import refusal, signals_noted, stop_asked, stop_if_asked
 from experiments.errors import Refused, Terminated
 from experiments.records.files import append_line, write
 
@@ -73,9 +73,9 @@ def test_ignored_signals_stay_ignored():
 def test_a_step_that_does_not_end_is_ended():
     code = """if True:
         import hashlib, os
-        from experiments import commandline
-        commandline.GRACE = 0.2
-        with commandline.signals_noted(lambda number: os._exit(number)):
+        from experiments.command_line import process
+        process.GRACE = 0.2
+        with process.signals_noted(lambda number: os._exit(number)):
             print("working", flush=True)
             hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # half an hour without a look at signals"""
     process = python(code, stdout=subprocess.PIPE)
@@ -89,7 +89,7 @@ def test_a_step_that_does_not_end_is_ended():
 def test_output_that_cannot_be_written_is_dropped(closed):
     code = """if True:
         import sys
-        from experiments.commandline import drop_unwritable_output
+        from experiments.command_line.process import drop_unwritable_output
         drop_unwritable_output()
         for number in range(20_000):
             print(number, flush=number % 2)
@@ -220,7 +220,7 @@ def test_a_place_that_takes_no_results_is_one_line(experiment, phantom_root, tmp
             experiment.run_commandline(["active.py", "with", "smoke", *words])
     err = capfd.readouterr().err.splitlines()
     assert ended.value.code == 1 and len(err) == 1 and str(tmp_path / place)[:200] in err[0], err
-    assert commandline.ADVICE and any(advice in err[0] for advice in commandline.ADVICE), err
+    assert process.ADVICE and any(advice in err[0] for advice in process.ADVICE), err
 
 
 def test_runs_dir_that_takes_nothing_ends_no_run(smoke, tmp_path, capfd):

@@ -152,8 +152,10 @@ def test_foreground_and_boundary_by_hand():
     assert reduced("foreground", u, [0.1] * 5) == reduced("boundary", u, [0.1] * 5) == 0
 
 
+@pytest.mark.parametrize("repeat", [False, True])
 @pytest.mark.parametrize("q", [1, 10, 50, 90, 99])
-def test_a_percentile_is_numpys(q):
+def test_a_percentile_is_numpys(q, repeat, monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: repeat)
     u = generator().normal(size=(3, 9, 7))
     valid = generator(1).random((3, 9, 7)) < 0.7
     got = selection.reducer(f"q{q}")(torch.tensor(u), SimpleNamespace(valid=torch.tensor(valid)))
@@ -223,8 +225,6 @@ def test_power_with_a_large_beta_is_top_and_zero_scores_come_last():
     assert set(power.pick(scores, plain_pool(IDS[:5]), 3, generator(), "power", 1.0)) == {0, 2, 4}
     with pytest.raises(Refused, match="use softmax or softrank"):
         power.pick([-1.0, 2.0], plain_pool(IDS[:2]), 1, generator(), "power", 1.0)
-    with pytest.raises(Refused, match="power.kind is one of power, softmax, softrank, not 'log'"):
-        power.check(kind="log")
 
 
 # ---- baselines and initial sets

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -384,31 +385,37 @@ def test_finish_normalises_by_mean_and_std():
     assert seen[0][0, :, 0, 0].tolist() == [1, 0.75, 0.5]
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("optimizer", "rmsprop"),
-        ("schedule", "linear"),
-        ("loss", "focal"),
-        ("select_by", "ece"),
-        ("precision", "float16"),
-        ("epochs", 0),
-        ("draws", 0),
-        ("batch", -1),
-        ("validate_every", 0),
-    ],
-)
-def test_check_refuses_a_setting_and_names_it(settings, setting, value):
-    settings()
-    trainer.check()
-    with pytest.raises(Refused, match=rf"trainer\.{setting} .*{value}"):
-        trainer.check(**{setting: value})
-
-
 def test_a_device_that_is_not_there_is_refused():
     for device in ("cuda:99", "abacus"):
         with pytest.raises(Refused, match=f"device={device} cannot be used"):
             trainer.prepare(device=device, threads=0, deterministic=False)
+    if torch.version.cuda is None:
+        with pytest.raises(Refused, match=r"pip install --force-reinstall torch==2\.\S+ --index-url"):
+            trainer.prepare(device="cuda", threads=0, deterministic=False)
+
+
+@pytest.mark.parametrize("val", [None, [5]])
+def test_a_weight_that_is_not_finite_is_refused_though_the_loss_is(settings, monkeypatch, val):
+    """As behind a ReLU that takes NaN for 0: neither loss nor Dice says anything."""
+    settings(epochs=1, draws=2)
+    model, _ = make_model()
+    spare = torch.nn.Parameter(torch.tensor([0.0, float("nan")]))
+    model.register_parameter("spare", spare)
+    with pytest.raises(Refused, match=r"weights after epoch 1 are not finite .spare.: lower trainer\.lr"):
+        fit(model, make_store([0, 1]), val and make_store(val))
+    with pytest.raises(Refused, match="first weights are not finite .spare.: mend its file in models/"):
+        trainer.make_ready(model, (0.0,), (1.0,), torch.device("cpu"))
+
+
+def test_deterministic_runs_may_use_cublas(monkeypatch):
+    """On a GPU torch refuses cuBLAS in such runs without this setting."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "x")  # so that the real one comes back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        training.prepare(device="cpu", threads=0, deterministic=True)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        training.prepare(device="cpu", threads=0, deterministic=False)
 
 
 def test_a_lone_crop_that_batch_norm_cannot_take_is_refused_in_one_line(smoke):

@@ -14,6 +14,7 @@ from sacred import Ingredient
 from experiments.errors import Refused
 from experiments.network.device import PRECISIONS
 from experiments.randomness import key
+from experiments.settings import Range
 
 ingredient = Ingredient("prediction")
 
@@ -32,16 +33,14 @@ def settings():
     flip = False  # True: such a view is mirrored, either way, half of the times
 
 
-@ingredient.capture
-def check(masks, precision, batch, mc_chunk):
-    """Refuse what names nothing."""
-    for name, value in (("batch", batch), ("mc_chunk", mc_chunk)):
-        if value < 0:
-            raise Refused(f"prediction.{name} must be at least 1, or 0 for what suits the device, not {value}.")
-    if precision not in PRECISIONS:
-        raise Refused(f"prediction.precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
-    if masks not in ("independent", "balanced"):
-        raise Refused(f"prediction.masks is independent or balanced, not {masks!r}.")
+ALLOWED = {
+    "masks": ("independent", "balanced"),
+    "batch": Range(least=1, zero="what suits the device"),
+    "mc_chunk": Range(least=1, zero="what suits the device"),
+    "precision": PRECISIONS,
+    "rotation": Range(least=0, most=180),
+    "noise": Range(least=0),
+}
 
 
 class Prediction(NamedTuple):

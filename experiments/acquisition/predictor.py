@@ -10,8 +10,9 @@ import torch
 from experiments.acquisition import views
 from experiments.acquisition.prediction import floats, moments, pass_keys, predict, two_sided
 from experiments.errors import Refused
-from experiments.network.checkpoint import unpack
+from experiments.network.checkpoint import refuse_not_finite, unpack
 from experiments.network.layers import layer_outputs
+from experiments.reading import MAX_WEIGHTS, regular
 
 
 @dataclass
@@ -81,11 +82,13 @@ class Predictor:
         if weights not in self.others:
             model = deepcopy(self.frame())
             try:
-                model.load_state_dict(unpack(load_file(weights))[0])
+                state = unpack(load_file(regular(weights, MAX_WEIGHTS)))[0]
+                model.load_state_dict(state)
             except (OSError, SafetensorError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]
                 raise Refused(
                     f"{weights} holds no weights of this run's model ({reason}): name another file."
                 ) from error
+            refuse_not_finite(state, f"The weights in {weights}", "name another file")
             self.others[weights] = model
         return self.others[weights]

@@ -11,7 +11,7 @@ import torch
 from experiments.acquisition.prediction import winner
 from experiments.acquisition.ranking import ranking
 from experiments.components import defaults, load
-from experiments.errors import Refused
+from experiments.errors import Refused, hint
 
 KNOWN = "mean, sum, max, q1 to q99 (a percentile), foreground, boundary"
 
@@ -27,7 +27,7 @@ def reducer(name):
     if re.fullmatch("q[1-9][0-9]?", name):
         return lambda u, prediction: percentile(u, prediction.valid, int(name[1:]))
     if name not in REDUCTIONS:
-        raise Refused(f"There is no reduction {name!r}, only {KNOWN}.")
+        raise Refused(f"There is no reduction {name!r}.{hint(name, [*WHERE, *REDUCTIONS])} There are {KNOWN}.")
     return lambda u, prediction: REDUCTIONS[name](u, prediction.valid)
 
 
@@ -46,7 +46,13 @@ def mean_where(u, chosen):
 def percentile(u, valid, q):
     """The value that q % of an image's valid pixels do not exceed: (B,), NaN without a valid pixel."""
     pixels = [values[inside] for values, inside in zip(u, valid, strict=True)]
-    return torch.stack([v.kthvalue(-(-q * len(v) // 100)).values if len(v) else u.new_tensor(nan) for v in pixels])
+    return torch.stack([smallest(v, -(-q * len(v) // 100)) if len(v) else u.new_tensor(nan) for v in pixels])
+
+
+def smallest(values, k):
+    """The k-th smallest; sorted where results must repeat, as a GPU's kthvalue is then refused by torch."""
+    repeat = torch.are_deterministic_algorithms_enabled()
+    return values.sort().values[k - 1] if repeat else values.kthvalue(k).values
 
 
 def boundary(labels):

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from experiments.benchmark import report
-from experiments.commandline import one_line_errors
+from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 from experiments.training import trainer
 

@@ -11,6 +11,7 @@ from experiments.acquisition import selection
 from experiments.acquisition.prediction import floats, pass_keys
 from experiments.benchmark import memory, peers, race, timing, work
 from experiments.errors import Refused
+from experiments.network.dropout import turn
 from experiments.network.inference import Network
 
 OPTIONS = {
@@ -120,7 +121,7 @@ def steered(model, keys, balanced=False):
         rows = len(inputs[0])
         state.now = queue[seen : seen + rows]
         if balanced:
-            state.now, state.shift = keys[0, seen // passes].view(1), seen % passes / passes
+            state.now, state.shift = keys[0, seen // passes].view(1), turn(seen % passes / passes, keys.device)
         seen += rows
 
     hook = model.register_forward_pre_hook(steer)
@@ -128,7 +129,7 @@ def steered(model, keys, balanced=False):
         yield model
     finally:
         hook.remove()
-        state.now, state.shift = None, 0.0
+        state.now, state.shift = None, None
 
 
 def variants(plain, networks, pairs, store, options, device):

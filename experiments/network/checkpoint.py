@@ -2,6 +2,10 @@
 
 from hashlib import sha256
 
+import torch
+
+from experiments.errors import Refused
+
 PREFIX = "learner."  # of the learner's tensors in a checkpoint
 
 
@@ -25,3 +29,12 @@ def hash_weights(state):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def refuse_not_finite(state, what, fix):
+    """Raise Refused if a tensor of a state dict holds a number that is not finite; `what` they are, and the `fix`."""
+    numbers = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
+    if numbers and not torch.stack([tensor.isfinite().all() for tensor in numbers.values()]).all():
+        wrong = [name for name, tensor in numbers.items() if not tensor.isfinite().all()]
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise Refused(f"{what} are not finite ({wrong[0]}{more}): {fix}.")

@@ -19,10 +19,17 @@ def at_once(pixels, device):
 
 
 def autocast(device, precision):
-    """A context that computes in bfloat16 where asked, or where "auto" finds a device that is fast at it."""
-    if precision == "bfloat16" or (precision == "auto" and fast_at_bfloat16(device)):
+    """A context that computes in bfloat16 where `precision_on` says so."""
+    if precision_on(device, precision) == "bfloat16":
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
+
+
+def precision_on(device, precision):
+    """The precision that is meant: "auto" is bfloat16 on a device that is fast at it, float32 elsewhere."""
+    if precision == "auto":
+        return "bfloat16" if fast_at_bfloat16(device) else "float32"
+    return precision
 
 
 def fast_at_bfloat16(device):

@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from experiments.commandline import reason_and_advice
+from experiments.command_line.process import reason_and_advice
 from experiments.errors import Refused
 
 

@@ -1,9 +1,10 @@
-"""The durable record of a run: an append-only, fsynced JSON-lines file from which everything else is made.
+"""The ledger of a run: an append-only, fsynced JSON-lines file from which everything else is made.
 
 One folder a run, `<results_dir>/<label>_<run>/`. A line is an event: `start` (settings, data, initial queries),
-then per cycle `evaluated` (metrics, weights) and `queried` (what to label next). There is no clock, host or path
-in it, so two runs compare byte for byte; seconds go to timing.jsonl. Running the same command again replays the
-events and goes on after the last one.
+then per cycle `evaluated` (metrics, weights) and `queried` (what to label next), and `resumed` where other versions or
+another device went on. There is no clock, host or path in it, so two runs compare byte for byte; seconds go to
+timing.jsonl. Each line ends in a hash of all before it (chain.py). Running the same command again replays the events
+and goes on after the last one.
 """
 
 import fcntl
@@ -15,36 +16,58 @@ from pathlib import Path
 import numpy as np
 
 from experiments.errors import Refused
-from experiments.network.checkpoint import hash_weights
+from experiments.network.checkpoint import hash_weights, refuse_not_finite
+from experiments.reading import MAX_WEIGHTS, regular
+from experiments.records.chain import Chain
+from experiments.records.compare import (
+    recorded,
+    refuse_other_ids,
+    refuse_other_images,
+    refuse_other_making,
+    refuse_other_settings,
+)
 from experiments.records.files import append_line, write
 
-# settings that a continued run may change: where things lie and run, not what is computed
-FREE = {"results_dir", "runs_dir", "mongo_url", "tensorboard_dir", "tags", "device", "cycles", "root", "checkpoint"}
-FREE |= {"noted"}
 CEILING = {"label": "full", "initial": "first", "start": 1.0, "cycles": 0}  # what the command `full` changes
 
 
 class Ledger:
-    """Open with `with Ledger(folder, settings, data) as ledger`; a second process on the same folder is refused."""
+    """Open with `with Ledger(folder, settings, data) as ledger`; a second process on the same folder is refused.
 
-    def __init__(self, folder, settings, data):
-        self.folder, self.header = Path(folder), {"settings": comparable(settings), "data": data}
+    `usual` are the defaults of the settings, `ids` those of the training images, `more` JSON values that the first
+    line has beside settings and data. Raises Refused where the folder holds another run, or a damaged one.
+    """
+
+    def __init__(self, folder, settings, data, usual=None, ids=None, **more):
+        self.folder, self.settings, self.usual, self.ids = Path(folder), settings, usual or {}, ids
+        self.path = self.folder / "ledger.jsonl"
+        self.header = {"settings": recorded(settings), "data": data, **more}
 
     def __enter__(self):
-        for name in ("checkpoint", "queries"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "lock", "w")
+        try:
+            for name in ("checkpoint", "queries"):
+                (self.folder / name).mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / "lock", "w")
+        except OSError as error:
+            raise Refused(
+                f"{self.folder} cannot be written ({error.strerror}): make it writable, or set results_dir=..."
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._lock.close()
             raise Refused(f"{self.folder} is being written by another run: wait or set label=...") from None
         try:
-            cut_torn_line(self.folder / "ledger.jsonl")
-            self.events = read(self.folder)
+            self.chain = Chain(self.path)
             if self.events:
-                start = self.events[0]
-                refuse_other(self.folder, {key: start[key] for key in self.header}, self.header)
+                anyway = self.settings.get("resume") == "anyway"
+                line = refuse_other_settings(self.folder, self.events[0]["settings"], self.settings, self.usual, anyway)
+                refuse_other_images(self.folder, self.events[0]["data"], self.header["data"])
+                if self.ids is not None:
+                    refuse_other_ids(self.path, self.events, self.ids)
+                if line:
+                    print(line, flush=True)
+            self._tidy()
         except BaseException:
             self._lock.close()
             raise
@@ -53,18 +76,42 @@ class Ledger:
     def __exit__(self, *error):
         self._lock.close()
 
+    def _tidy(self):
+        """Remove what a crash left: the half of a last line, files half written, checkpoints whose turn was over."""
+        cut_torn_line(self.path)
+        cut_torn_line(self.folder / "timing.jsonl")
+        for place in (self.folder, self.folder / "checkpoint", self.folder / "queries"):
+            for part in place.glob("*.part"):
+                part.unlink()
+        self._curve.with_name(self._curve.name + ".part").unlink(missing_ok=True)
+        evaluated = [e for e in self.events if e["event"] == "evaluated"]
+        if evaluated:
+            self.drop_weights(evaluated[-1]["cycle"], self.settings.get("checkpoint"))
+
+    @property
+    def events(self):
+        """All events so far, oldest first."""
+        return self.chain.events
+
+    @property
+    def _curve(self):
+        return self.folder.with_name(self.folder.name + ".npy")
+
     def find(self, event, cycle=0):
         """The event of that kind and cycle, or None."""
         return next((e for e in self.events if e["event"] == event and e["cycle"] == cycle), None)
 
+    @property
+    def headline(self):
+        """The metric that judges this run; a ledger that does not say so is of a dataset judged by Dice."""
+        return self.events[0].get("headline", "test.dice")
+
     def append(self, event, cycle=0, **values):
         """Write one event for good before returning it, as it will read back."""
-        line = json.dumps({"event": event, "cycle": cycle, **values}, sort_keys=True, allow_nan=False)
-        if not self.events:
-            line = json.dumps({**json.loads(line), **self.header}, sort_keys=True, allow_nan=False)
-        append_line(self.folder / "ledger.jsonl", line)
-        self.events.append(json.loads(line))
-        return self.events[-1]
+        event = {"event": event, "cycle": cycle, **values} | ({} if self.events else self.header)
+        line = self.chain.seal(event)
+        append_line(self.path, line)
+        return self.chain.add(line)
 
     def time(self, cycle, **seconds):
         """Note how long parts of a cycle took; apart from the ledger, for seconds never repeat."""
@@ -75,6 +122,7 @@ class Ledger:
         from safetensors.torch import save
 
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        refuse_not_finite(state, f"The weights of cycle {cycle}", "lower trainer.lr")
         digest = hash_weights(state)
         if keep != "none":
             write(self._weights(cycle), save(state, {"sha256": digest}))
@@ -92,19 +140,30 @@ class Ledger:
         from safetensors.torch import load_file
 
         try:
-            state = load_file(self._weights(cycle))
+            state = load_file(regular(self._weights(cycle), MAX_WEIGHTS))
         except (OSError, SafetensorError):
             return None
-        return state if hash_weights(state) == digest else None
+        if hash_weights(state) != digest:
+            return None
+        what = f"The weights in {self._weights(cycle)}"
+        refuse_not_finite(state, what, "lower trainer.lr and start anew with label=...")
+        return state
 
     def write_arrays(self):
         """Make <label>_<run>.npy, dice.npy and budget.npy from the evaluated events; returns the paths."""
         evaluated = [e for e in self.events if e["event"] == "evaluated"]
-        arrays = {self.folder / "budget.npy": np.array([[e["images"], e["pixels"]] for e in evaluated])}
-        if "test.dice" in evaluated[-1]["metrics"]:
-            curve = np.array([e["metrics"]["test.dice"] for e in evaluated], dtype=np.float64)
-            arrays[self.folder.with_name(self.folder.name + ".npy")] = curve
-            arrays[self.folder / "dice.npy"] = np.array([e["per_image"]["dice"] for e in evaluated])
+        budget = [[e["images"], e["pixels"]] for e in evaluated]
+        curve = [e["metrics"].get(self.headline) for e in evaluated]
+        arrays = {self.folder / "budget.npy": np.array(budget)}
+        if curve[-1] is not None:
+            dice = [e["per_image"]["dice"] for e in evaluated]
+            try:
+                arrays[self.folder / "dice.npy"] = np.array(dice, np.float64)
+            except ValueError as error:
+                raise Refused(
+                    f"{self.path} is damaged (the test images are not always as many): restore it."
+                ) from error
+            arrays[self._curve] = np.array(curve, np.float64)
         for path, array in arrays.items():
             buffer = io.BytesIO()
             np.save(buffer, array, allow_pickle=False)
@@ -115,38 +174,24 @@ class Ledger:
         return self.folder / "checkpoint" / f"cycle_{cycle:03d}.safetensors"
 
 
-def check(folder, settings):
-    """Raise Refused if `folder` holds a run of other settings than these."""
-    events = read(folder)
+def check(folder, settings, usual, made_with):
+    """Raise Refused if `folder` holds a damaged run, one of other settings, or an unfinished one made otherwise.
+
+    `made_with` is a function, for what it gives takes seconds and is looked at only where a run goes on.
+    """
+    events, anyway = read(folder), settings["resume"] == "anyway"
     if events:
-        refuse_other(folder, {"settings": events[0]["settings"]}, {"settings": comparable(settings)})
-
-
-def refuse_other(folder, *headers):
-    """Raise Refused, naming the differences, if two headers {settings, data} differ."""
-    was, now = (dict(_flat({**h, **h["settings"], "settings": {}})) for h in headers)
-    changed = sorted(k for k in was.keys() | now.keys() if was.get(k) != now.get(k))
-    if changed:
-        shown = ", ".join(f"{k} {was.get(k)!r} -> {now.get(k)!r}" for k in changed[:4])
-        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
-        raise Refused(
-            f"{folder} holds a run of another configuration ({shown}{more}): "
-            "set label=... or results_dir=..., or repeat the old settings."
-        )
+        refuse_other_settings(folder, events[0]["settings"], settings, usual, anyway)
+        if not is_finished(events, settings["cycles"]):
+            refuse_other_making(folder, events, made_with(), anyway)
 
 
 def read(folder):
-    """All events of a run's folder, [] if there is none; a last line without its end is still being written."""
-    path = Path(folder) / "ledger.jsonl"
-    try:
-        events = [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        if not all(isinstance(event, dict) and {"event", "cycle"} <= event.keys() for event in events):
-            raise ValueError("a line is no event")
-        return events
-    except FileNotFoundError:
-        return []
-    except ValueError as error:
-        raise Refused(f"{path} is damaged ({error}): restore it from a copy, or move the folder away.") from error
+    """All events of a run's folder, [] if there is none; a last line without its end is still being written.
+
+    Raises Refused, naming file and line, where the ledger is damaged.
+    """
+    return Chain(Path(folder) / "ledger.jsonl").events
 
 
 def cut_torn_line(path):
@@ -159,19 +204,10 @@ def cut_torn_line(path):
 
 def finished(folder, cycles):
     """Whether the run in `folder` has nothing left to do for this many cycles."""
-    done = [e for e in read(folder) if e["event"] == "evaluated"]
+    return is_finished(read(folder), cycles)
+
+
+def is_finished(events, cycles):
+    """Whether the run of these events has nothing left to do for this many cycles."""
+    done = [e for e in events if e["event"] == "evaluated"]
     return bool(done) and (len(done) > cycles or done[-1]["pool"] == 0)
-
-
-def comparable(settings):
-    """The settings that decide the results, sections included, without the FREE ones."""
-    kept = {key: value for key, value in settings.items() if key not in FREE}
-    return {key: comparable(value) if isinstance(value, dict) else value for key, value in kept.items()}
-
-
-def _flat(settings, prefix=""):
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

@@ -18,9 +18,10 @@ from bson import Binary, ObjectId
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, ConfigurationError, DuplicateKeyError, OperationFailure, PyMongoError
 
-from experiments.commandline import refusal
+from experiments.command_line.process import refusal
 from experiments.components import ROOT
 from experiments.errors import Refused
+from experiments.records.ledger import read
 from experiments.records.stored_records import mark_if_killed, measured, read_record, records
 
 ANSWER = 4  # seconds in which a server says that it is there
@@ -30,7 +31,6 @@ LOGIN = (13, 18)  # the server's codes for Unauthorized and AuthenticationFailed
 TIMES = ("start_time", "heartbeat", "stop_time")
 KEPT = (*TIMES, "captured_out", "command", "config", "experiment", "fail_trace", "format", "host", "info", "meta")
 KEPT += ("resources", "result", "status")  # of a record; `artifacts` and `measured` become documents of their own
-HEADLINE = "test.dice"  # the metric of Omniboard's columns best_dice and last_dice
 
 
 class Comparison(NamedTuple):
@@ -117,7 +117,8 @@ def upsert_run(database, path, restore=False):
         run |= {key: datetime.fromisoformat(run[key]) for key in TIMES if run.get(key)}
         run["config"]["tags"] = [tag.strip() for tag in run["config"]["tags"].split(",") if tag.strip()]
         evaluated = [e for e in measured(path) if str(e["images"]) in times]
-        metrics, best = documents(uid, evaluated, times), headline(evaluated)
+        judge = read(path.parents[1])[0].get("headline", "test.dice") if evaluated else ""
+        metrics, best = documents(uid, evaluated, times), headline(evaluated, judge)
         made = [(a["name"], artifact(path, a["path"])) for a in record["artifacts"] if plain(a["name"])]
         texts = [(name, contents(ROOT, [ROOT], name, md5)) for name, md5 in sources]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -178,10 +179,10 @@ def documents(uid, evaluated, times):
     ]
 
 
-def headline(evaluated):
-    """The best and the last value of the headline metric, to the three digits that Omniboard's table has room for."""
-    values = [e["metrics"][HEADLINE] for e in evaluated if HEADLINE in e["metrics"]]
-    return {"best_dice": round(max(values), 3), "last_dice": round(values[-1], 3)} if values else {}
+def headline(evaluated, name):
+    """The best and the last value of the metric `name`, to the three digits that Omniboard's table has room for."""
+    values = [e["metrics"][name] for e in evaluated if name in e["metrics"]]
+    return {"headline": name, "best": round(max(values), 3), "last": round(values[-1], 3)} if values else {}
 
 
 def upload(database, files):

@@ -4,7 +4,7 @@ import sys
 
 from tqdm import tqdm
 
-from experiments.commandline import stop_if_asked
+from experiments.command_line.process import stop_if_asked
 
 
 class Progress:

@@ -11,7 +11,7 @@ from math import ceil
 from sacred import Ingredient
 
 from experiments.acquisition.ranking import ranking
-from experiments.errors import Refused
+from experiments.settings import Range
 from heuristics.coreset import k_centre, row_by_row
 from heuristics.simple_diversity import cosine, isolation
 
@@ -29,10 +29,12 @@ def settings():
     pooling = "max"  # or mean
 
 
-@ingredient.capture
-def check(candidates):
-    if candidates < 0:
-        raise Refused(f"diverse.candidates is at least 0, not {candidates}.")
+ALLOWED = {
+    "candidates": Range(least=0),
+    "start_cycle": Range(least=0),
+    "grid": Range(least=1),
+    "pooling": ("mean", "max"),
+}
 
 
 @ingredient.capture

@@ -9,7 +9,7 @@ import numpy as np
 from sacred import Ingredient
 
 from experiments.acquisition.ranking import ranking
-from experiments.errors import Refused
+from experiments.settings import Range
 from heuristics.batches.stochastic import draw_groups
 from heuristics.simple_diversity import cosine, isolation
 
@@ -26,10 +26,12 @@ def settings():
     pooling = "max"  # or mean
 
 
-@ingredient.capture
-def check(groups):
-    if groups < 1:
-        raise Refused(f"diverse_groups.groups is at least 1, not {groups}.")
+ALLOWED = {
+    "groups": Range(least=1),
+    "start_cycle": Range(least=0),
+    "grid": Range(least=1),
+    "pooling": ("mean", "max"),
+}
 
 
 @ingredient.capture

@@ -10,6 +10,7 @@ from sacred import Ingredient
 from experiments.acquisition.ranking import ranking
 from experiments.errors import Refused
 from experiments.randomness import uniform
+from experiments.settings import Range
 
 ingredient = Ingredient("power")
 
@@ -20,10 +21,7 @@ def settings():
     beta = 1.0  # the larger, the closer to the n best; softmax needs one that suits the scale of the scores
 
 
-@ingredient.capture
-def check(kind):
-    if kind not in LOGITS:
-        raise Refused(f"power.kind is one of {', '.join(LOGITS)}, not {kind!r}.")
+ALLOWED = {"kind": ("power", "softmax", "softrank"), "beta": Range(least=0)}
 
 
 @ingredient.capture

@@ -8,8 +8,8 @@ import numpy as np
 from sacred import Ingredient
 
 from experiments.acquisition.ranking import ranking
-from experiments.errors import Refused
 from experiments.randomness import uniform
+from experiments.settings import Range
 
 ingredient = Ingredient("stochastic")
 
@@ -22,12 +22,11 @@ def settings():
     reduction = "mean"  # of the members' scores: mean, max or sum
 
 
-@ingredient.capture
-def check(size, groups, reduction):
-    if reduction not in REDUCTIONS:
-        raise Refused(f"stochastic.reduction is one of {', '.join(REDUCTIONS)}, not {reduction!r}.")
-    if size < 0 or groups < 0:
-        raise Refused(f"stochastic.size and stochastic.groups are at least 0, not {size} and {groups}.")
+ALLOWED = {
+    "size": Range(least=0),
+    "groups": Range(least=0),
+    "reduction": ("mean", "max", "sum"),
+}
 
 
 @ingredient.capture

@@ -1,0 +1,117 @@
+"""A run that was killed and goes on leaves every file as an undisturbed one, byte for byte.
+
+A handful of kills, about 20 s; ASKMASK_KILLS=20 makes as many at random moments, about 2 min.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, settings
+
+KILLS = int(os.environ.get("ASKMASK_KILLS", 2))
+TIMES = {"timing.jsonl", "lock"}  # seconds never repeat; nothing is in the lock
+
+# imports everything once; for each line of its input a forked process runs, or dies by SIGKILL after its first event or
+# before one of its operations on the disk; the answer is its exit code and how many of these operations it made
+FORKS = """if True:
+    import json, os, signal, sys, warnings
+    warnings.simplefilter("ignore")
+    import baal.active, monai.losses, torch, active, analysis.plots, analysis.runs
+    from experiments.acquisition import pictures
+    from experiments.components import FOLDERS, load, names
+    from experiments.network import dropout, inference
+    from experiments.records.ledger import Ledger
+
+    modules = [load(entry, name) for entry in FOLDERS for name in names(entry)]
+
+    def counted(function, made):
+        def call(*args, **more):
+            made[0] += 1
+            if made[0] == kill:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **more)
+        return call
+
+    def appended(book, *args, **values):
+        event = append(book, *args, **values)
+        if kill == "event":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return event
+
+    append = Ledger.append
+    for line in sys.stdin:
+        updates, kill = json.loads(line)
+        read, write = os.pipe()
+        if os.fork() == 0:
+            made, Ledger.append = [0], appended
+            os.fsync, os.replace, os.unlink = (counted(f, made) for f in (os.fsync, os.replace, os.unlink))
+            sys.stdout = sys.stderr
+            active.ex.run(config_updates=updates, named_configs=["smoke"])
+            os.write(write, str(made[0]).encode())
+            os._exit(0)
+        os.close(write)
+        done = os.read(read, 99).decode()
+        os.close(read)
+        print(json.dumps([os.waitstatus_to_exitcode(os.wait()[1]), int(done or 0)]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run(phantom_root):
+    """run(results, kill=None) -> (exit code, operations on the disk) of one run in a process of its own."""
+    line = [sys.executable, "-W", "ignore", "-c", FORKS]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(line, cwd=ROOT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as process:
+
+        def run(results, kill=None):
+            process.stdin.write(json.dumps([settings(phantom_root, results, cycles=2), kill]) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            assert answer, process.communicate()[1]
+            return json.loads(answer)
+
+        yield run
+        process.stdin.close()
+        process.stderr.read()
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """(results folder, operations on the disk) of an undisturbed run."""
+    results = tmp_path_factory.mktemp("whole")
+    code, operations = run(results)
+    assert code == 0 and operations > 50
+    return results, operations
+
+
+def files(results):
+    """{path: bytes} of all that a run leaves but TIMES and Sacred's records, one for each start."""
+    paths = [path for path in results.rglob("*") if path.is_file() and path.parent.name != "sacred"]
+    return {str(path.relative_to(results)): path.read_bytes() for path in paths if path.name not in TIMES}
+
+
+def assert_same(results, expected):
+    found, expected = files(results), files(expected)
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+
+
+def test_killed_after_each_event(run, whole, tmp_path):
+    codes = [run(tmp_path, "event")[0] for _ in range(6)]
+    assert codes == [-9] * 6
+    assert run(tmp_path)[0] == 0
+    assert_same(tmp_path, whole[0])
+    assert len([name for name in files(tmp_path) if name.endswith(".png")]) == 3
+
+
+@pytest.mark.parametrize("number", range(KILLS))
+def test_killed_before_any_operation_on_the_disk(run, whole, tmp_path, number):
+    when = random.SystemRandom().randint(1, whole[1])
+    print(f"killed before operation {when} of {whole[1]}")
+    assert run(tmp_path, when)[0] == -9
+    assert run(tmp_path)[0] == 0
+    assert_same(tmp_path, whole[0])
