@@ -151,7 +151,7 @@ def broken(error, entry, name):
 
 
 def source_files():
-    """Every file of this project that a run may depend on, sorted: Python, presets, templates."""
+    """Every Python file and preset of this project, sorted."""
     folders = ("experiments", "heuristics", "models", "analysis")
     found = [ROOT / "active.py", *(ROOT / "data").glob("*.py"), *PRESETS.glob("*.yaml")]
     found += [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
@@ -278,7 +278,7 @@ class SelectiveExperiment(Experiment):
             return super().run(command_name, config_updates, named_configs, info, meta_info, options)
         except (Exception, KeyboardInterrupt) as error:
             told = _told(error)
-            if options is None or options.get("--debug") or told is None:
+            if told is None or options is None or options.get("--debug") or options.get("--pdb"):
                 raise
             line, code = told
             print(line, file=sys.stderr, flush=True)

@@ -53,9 +53,7 @@ def signals_noted(give_up):
         yield
         return
     _state.update(signal=None, stopped=Event())
-    reader, writer = (
-        os.pipe()
-    )  # written to in the moment of the signal, also while a long computation keeps Python busy
+    reader, writer = os.pipe()  # Python writes the signal's number there at once, in a long computation too
     os.set_blocking(writer, False)
     Thread(target=_watch, args=(reader, _state["stopped"], give_up), daemon=True).start()
     before = {number: signal.getsignal(number) for number in SIGNALS}
