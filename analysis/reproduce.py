@@ -125,7 +125,7 @@ def _made(event):
     if not isinstance(said, dict):
         return {}
     versions = said.get("versions") if isinstance(said.get("versions"), dict) else {}
-    rest = {key: said[key] for key in ("device", "threads") if key in said}
+    rest = {key: said[key] for key in ("device", "instructions", "threads", "precision") if key in said}
     sources = {"sources": str(said["sources"])[:12]} if "sources" in said else {}
     return {str(key): str(value) for key, value in (versions | rest | sources).items()}
 

@@ -293,7 +293,7 @@ def query(state, cycle):
             querying.candidates(state, cycle),
             cycle,
             model=trained,
-            memory=deepcopy(before["memory"]) if before else {},
+            memory=deepcopy(before.get("memory", {})) if before else {},
             learner=state.learner and state.learner.eval(),
             advance=state.bar.advance,
         )

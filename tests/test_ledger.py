@@ -24,6 +24,7 @@ from experiments.training import trainer
 
 SETTINGS = {"seed": 0, "unet": {"width": 2}}
 MEASURED = {"images": 1, "pixels": 9, "metrics": {"test.dice": 1 / 3}, "per_image": {"dice": [[0.5, 1 / 3]]}}
+MEASURED |= {"weights": "0" * 64}
 
 
 @pytest.fixture
@@ -125,6 +126,8 @@ def test_damage_is_refused_with_its_line(folder, damage, number, reason):
     ({"event": "queried", "cycle": 0, "queries": []}, "queried of cycle 0 stands where evaluated"),
     ({"event": "start", "cycle": 0, "settings": {}, "data": [], "queries": [], "classes": [], "test": []}, "start"),
     ({"event": "resumed", "cycle": 0}, "made"),
+    ({"event": "resumed", "cycle": 0, "made": {"a": {"b": {}}}}, "nested"),
+    ({**EVALUATED, "masks": {}}, "hash"),
 ])  # fmt: skip
 def test_lines_without_hashes_are_looked_at_too(folder, event, reason):
     """As an earlier version wrote them: all that can be told is whether they are events in their order."""
@@ -133,7 +136,7 @@ def test_lines_without_hashes_are_looked_at_too(folder, event, reason):
     refused_in_line(folder, 2, reason)
 
 
-@pytest.mark.parametrize("queries", [7, [7], [{"id": 7}], ["train_1"]])
+@pytest.mark.parametrize("queries", [7, [7], [{"id": 7}], ["train_1"], [{"id": "train_1", "score": "0"}]])
 def test_queries_that_are_none_are_refused(folder, queries):
     before = unsealed(lines_of(folder))[:2]
     (folder / "ledger.jsonl").write_bytes(b"".join(before) + written(event="queried", cycle=0, queries=queries))
@@ -156,9 +159,9 @@ def refused_in_line(folder, number, reason):
 ])  # fmt: skip
 def test_ids_that_are_unknown_or_asked_twice_are_refused(tmp_path, ids, said):
     with Ledger(tmp_path, SETTINGS, ["abc"]) as book:
-        book.append("start", queries=[{"id": "train_1"}], classes=[], test=[])
+        book.append("start", queries=[{"id": "train_1", "score": None}], classes=[], test=[])
         book.append("evaluated", 0, pool=3, **MEASURED)
-        book.append("queried", 0, queries=[{"id": "train_1"}])
+        book.append("queried", 0, queries=[{"id": "train_1", "score": None}])
     with pytest.raises(Refused, match=said):
         Ledger(tmp_path, SETTINGS, ["abc"], ids=ids).__enter__()
 

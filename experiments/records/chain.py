@@ -19,7 +19,7 @@ SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"\}\n')
 SEAL_LENGTH = len(', "sha256": ""}\n') + 64
 MUST = {  # what an event has, and of which type
     "start": {"settings": dict, "data": list, "queries": list, "classes": list, "test": list},
-    "evaluated": {"images": int, "pixels": int, "pool": int, "metrics": dict, "per_image": dict},
+    "evaluated": {"images": int, "pixels": int, "pool": int, "metrics": dict, "per_image": dict, "weights": str},
     "queried": {"queries": list},
     "resumed": {"made": dict},
 }
@@ -76,7 +76,7 @@ class Chain:
             self._digest.update(seal[0])
             del event["sha256"]
         else:
-            if "sha256" in event or self.unsealed < len(self.events):
+            if {"sha256", "masks"} & event.keys() or self.unsealed < len(self.events):
                 raise ValueError("it was edited or put in: it does not end in the hash that was written")
             self._digest.update(line)
             self.unsealed += 1
@@ -136,9 +136,14 @@ def check_shape(event):
     for name, type_ in ({"cycle": int} | MUST[kind] | {k: v for k, v in MAY.items() if k in event}).items():
         if type(event.get(name)) is not type_ or (type_ is int and not 0 <= event[name] < 2**63):
             raise ValueError(f"its {name} is {'no ' + type_.__name__ if name in event else 'missing'}")
+    for section in [*event.get("settings", {}).values(), *event.get("made", {}).values()]:
+        if isinstance(section, dict) and any(isinstance(value, dict) for value in section.values()):
+            raise ValueError("its settings are nested too deeply")
     for query in event.get("queries", []):
         if not isinstance(query, dict) or not isinstance(query.get("id"), str):
             raise ValueError("a query names no image")
+        if type(query.get("score", "")) not in (int, float, type(None)):
+            raise ValueError("the score of a query is no number")
     metrics, tables = event.get("metrics", {}), event.get("per_image", {})
     if any(type(value) not in (int, float, type(None)) for value in metrics.values()):
         raise ValueError("its metrics are no numbers")

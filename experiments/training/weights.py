@@ -98,7 +98,7 @@ def held_out(state):
 
 def restore(state, cycle):
     """Bring back a cycle's weights: from its checkpoint or, where that is gone, by training them again."""
-    weights = state.ledger.load_weights(cycle, state.ledger.find("evaluated", cycle).get("weights"))
+    weights = state.ledger.load_weights(cycle, state.ledger.find("evaluated", cycle)["weights"])
     if weights is not None:
         own, more = checkpoint.unpack(weights)
         state.model.load_state_dict(own)
