@@ -84,7 +84,7 @@ ALLOWED = {
     "start": Range(least=0),
     "query": Range(least=1),
     "cycles": Range(least=0),
-    "pool_size": Range(least=1, zero="the whole pool"),
+    "pool_size": Range(least=0),
     "mc_iters": Range(least=1),
     "checkpoint": ("last", "all", "none"),
     "resume": ("same", "anyway"),

@@ -168,10 +168,8 @@ class Store:
         if mask.shape != self.sizes[index]:
             (h, w), (height, width) = mask.shape, self.sizes[index]
             raise BadData(f"{item.mask} is {w} x {h}, its image {width} x {height}: replace the mask.")
-        held = np.unique(mask)
-        other = [
-            value for value in held.tolist() if value not in range(len(self.classes) or IGNORE) and value != IGNORE
-        ]
+        known = {*range(len(self.classes) or IGNORE), IGNORE}
+        other = [value for value in np.unique(mask).tolist() if value not in known]
         if other:
             found, more = ", ".join(f"{v:g}" for v in other[:8]), " ..." if len(other) > 8 else ""
             names = ", ".join(f"{number} {name}" for number, name in enumerate(self.classes))

@@ -1,4 +1,4 @@
-"""alpha H[mean_t p_t] + (1 - alpha) mean_t H[p_t], in nats: total and expected entropy mixed.
+"""Entropy mix ("JSD"): alpha H[mean_t p_t] + (1 - alpha) mean_t H[p_t] of predictive and expected entropy, in nats.
 
 Published as "JSD" by StochasticBatchAL and AL-MGS (Gaillochet et al. 2023, https://arxiv.org/abs/2301.07670), whose
 code adds the two entropies with these weights; the Jensen-Shannon divergence is their difference, which is `bald`.

@@ -1,4 +1,4 @@
-"""CEAL: masks of the uncertain images are asked for, and what the model is sure of elsewhere is trained on as it is.
+"""CEAL, cost-effective active learning: uncertain images are queried, confident pixels elsewhere are pseudo-labelled.
 
 Wang et al. 2016, https://arxiv.org/abs/1701.03551; for pixels, with the constants of SegAL, which are in bits. SegAL's
 code throws the pseudo labels away; here a query's are trained on in the cycle after it, and then forgotten.

@@ -13,6 +13,7 @@ from sacred import Ingredient
 
 from experiments.acquisition import selection
 from experiments.acquisition.prediction import entropy
+from experiments.acquisition.ranking import shuffled
 from experiments.settings import Range
 from heuristics.random import draws
 
@@ -41,21 +42,24 @@ def select(pool, n, rng, layer, grid, pooling, tau):
         distances = row_by_row(partial(barycentric, tau=tau))
     order = np.argsort(pool.ids)
     first = int(np.argmax(draws(pool, rng)[order]))
-    return order[k_centre(candidates[order], references, n, distances, first)].tolist()
+    ties = shuffled([pool.ids[i] for i in order], rng)
+    return order[k_centre(candidates[order], references, n, distances, first, ties)].tolist()
 
 
-def k_centre(candidates, references, n, distances, first=0):
+def k_centre(candidates, references, n, distances, first=0, ties=()):
     """n row numbers of candidates (N, D): each time the row farthest from its nearest reference (M, D) or pick.
 
     `distances(candidates)` gives a function from one row (D,) to (N,). Without references it starts with row `first`.
-    Of rows equally far the first is taken. Keeps (N,) numbers, and reads the candidates once a pick.
+    Of rows equally far the one is taken that comes first in `ties`, all row numbers; without them the first row. Keeps
+    (N,) numbers, and reads the candidates once a pick.
     """
+    ties = torch.as_tensor(ties if len(ties) else range(len(candidates)), device=candidates.device)
     nearest, to = candidates.new_full((len(candidates),), torch.inf), distances(candidates)
     for reference in references:
         nearest = nearest.minimum(to(reference))
     picked = []
     for k in range(n):
-        pick = nearest.argmax(0, keepdim=True) if k or len(references) else torch.tensor([first], device=nearest.device)
+        pick = ties[nearest[ties].argmax(0, keepdim=True)] if k or len(references) else ties.new_tensor([first])
         nearest = nearest.minimum(to(candidates[pick][0])).index_fill(0, pick, -torch.inf)
         picked.append(pick)
     return torch.cat(picked).tolist()

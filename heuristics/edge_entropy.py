@@ -1,4 +1,4 @@
-"""Predictive entropy at strong edges of the predicted foreground, 0 elsewhere.
+"""Edge entropy: predictive entropy at strong edges of the predicted foreground, 0 elsewhere.
 
 As the EdgeEntropy of AL-MGS (https://github.com/lkf-Labs/AL-MGS): the Sobel magnitude of the foreground's probability,
 scaled to 0 ... 1, marks an edge where it is over a threshold. The published code scales over a batch, so that a score

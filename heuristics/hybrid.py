@@ -1,4 +1,4 @@
-"""First the most diverse images, then the most uncertain of these.
+"""Hybrid sampling: the most uncertain (`by`) of the most diverse (`diversity`) images.
 
 Stage 2 of AL-MGS (https://github.com/lkf-Labs/AL-MGS), whose `hybrid` keeps the 120 best of simple diversity sampling
 and queries the 20 of highest entropy among them. Both scores can be any heuristic's.
@@ -38,13 +38,15 @@ def check(diversity, by, reduction):
 def select(pool, n, rng, diversity, diverse, by, reduction):
     """n positions, best first."""
     spread, wanted = (selection.score(load("heuristic", name), pool, rng, reduction) for name in (diversity, by))
-    return sifted(spread, wanted, pool.ids, diverse or 6 * n, n)
+    for name, scores in ((diversity, spread), (by, wanted)):
+        selection.say_if_equal(name, scores)
+    return sifted(spread, wanted, pool.ids, diverse or 6 * n, n, rng)
 
 
-def sifted(spread, wanted, ids, keep, n):
+def sifted(spread, wanted, ids, keep, n, rng):
     """The n most wanted positions of the `keep` (at least n) with the most spread, best first."""
-    kept = ranking(spread, ids)[: max(keep, n)]
-    return [kept[i] for i in ranking(wanted[kept], [ids[i] for i in kept])[:n]]
+    kept = ranking(spread, ids, rng)[: max(keep, n)]
+    return [kept[i] for i in ranking(wanted[kept], [ids[i] for i in kept], rng)[:n]]
 
 
 def must_score(setting, name):

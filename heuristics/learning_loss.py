@@ -1,4 +1,4 @@
-"""Predicted loss: a small module beside the model learns which of two images the model is more wrong about.
+"""Learning loss: the loss predicted by a module that is trained beside the model to rank images by their loss.
 
 Yoo & Kweon 2019, https://arxiv.org/abs/1905.03677. What is learned is a ranking, for the losses themselves shrink as
 training goes on. AL-MGS has `margin=0.0`, trains jointly for 20 epochs, and steps the module twice a batch, once by the

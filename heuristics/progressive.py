@@ -1,4 +1,4 @@
-"""PHS, progressive hybrid sampling: uncertainty until its queries repeat what is labelled, then diversity with it.
+"""PHS, progressive hybrid sampling: uncertainty until a query is redundant with the labelled images, then the hybrid.
 
 AL-MGS, https://github.com/lkf-Labs/AL-MGS. A query of the first stage is redundant when the mean of its images' cosine
 similarities to their nearest labelled image is over a threshold, which follows the earlier queries by exponentially

@@ -1,4 +1,4 @@
-"""alpha H[mean_v p_v] + (1 - alpha) mean_v H[p_v] over test-time augmented views, in nats.
+"""Test-time augmentation: alpha H[mean_v p_v] + (1 - alpha) mean_v H[p_v] over augmented views, entropy in nats.
 
 Wang et al. 2019, https://arxiv.org/abs/1807.07356, whose measure is the entropy of the mean: alpha=1. The mix is that
 of StochasticBatchAL and AL-MGS, see `alpha_mix`. The views, `mc_iters` of them, are the image and copies turned by up

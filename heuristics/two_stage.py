@@ -1,4 +1,4 @@
-"""One heuristic until a cycle, another from then on.
+"""Two-stage strategy: one heuristic until a cycle, another from then on.
 
 AL-MGS's "two-stage hybrid" (https://github.com/lkf-Labs/AL-MGS): entropy in cycles 0 to 2, then the hybrid of diversity
 and entropy with hybrid.diverse=30 for queries of 20.

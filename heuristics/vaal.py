@@ -1,4 +1,4 @@
-"""VAAL: the images that an adversary finds most unlike the labelled ones in the latent space of a VAE of both.
+"""VAAL, variational adversarial active learning: images whose VAE latents a discriminator is surest are unlabelled.
 
 Sinha et al. 2019, https://arxiv.org/abs/1904.00370; AL-MGS's learning rate of 1e-6 hardly learns. The model takes no
 part. The published code sums the KL divergence, here it is the mean, so that `beta` means the same for any batch; and

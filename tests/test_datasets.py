@@ -9,6 +9,7 @@ from PIL import Image
 
 from data import glas, phantom
 from experiments.errors import Refused
+from experiments.store import IGNORE, Item, Split, Store, decode, refuse_ignored_foreground
 
 REAL = Path(__file__).resolve().parents[2] / "shared/data/GlaS"
 needs_glas = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real GlaS is not at {REAL}")
@@ -94,6 +95,38 @@ def test_glas_pixels():
         assert small.shape == (*half.test.read_mask(item.mask).shape, 3)
         assert np.allclose(np.divide(small.shape[:2], image.shape[:2]), 0.5, atol=0.01)
         assert set(np.unique(half.test.read_mask(item.mask))) <= {0, 1}
+
+
+CAMVID = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "cyclist")
+
+
+def read_camvid(path):
+    mask = decode(path, "PNG", "L")
+    return np.where(mask == 11, IGNORE, mask)
+
+
+def read_isic(path):
+    return (decode(path, "PNG", "L") > 127).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("folder", "classes", "read"),
+    [
+        ("CamVid/valannot", CAMVID, read_camvid),
+        ("ISIC-2017/ISIC-2017_Validation_Part1_GroundTruth", ("background", "lesion"), read_isic),
+    ],
+)
+def test_no_false_alarm_on_other_real_masks(folder, classes, read):
+    """Void that is ignored, classes without a background, lesions as 255: all opened as a run opens them."""
+    place = REAL.parent / folder
+    if not place.is_dir():
+        pytest.skip(f"the real masks are not at {place}")
+    items = [Item(path.stem, path, path) for path in sorted(place.glob("*.png"))[:60]]
+    store = Store(Split(items, lambda path: decode(path, "PNG", "RGB"), read), "cpu", classes=classes)
+    store.label(range(len(items)))
+    refuse_ignored_foreground([store], folder)
+    assert len(items) == 60 and store.mask_pixels.sum() == len(store.masks)
+    assert store.foreground.start == (0 if classes is CAMVID else 1)
 
 
 def make_toy(root, rows=TOY, end="\r"):

@@ -90,7 +90,7 @@ def test_seeding_leaves_what_a_user_made(clean):
     clean["omniboard.custom.columns"].insert_many([dict(own), dict(changed)])
     omniboard.seed(clean)
     custom, _ = columns(clean)
-    assert own in custom and [c for c in custom if c["name"] == "run"] == [changed] and len(custom) == 9
+    assert own in custom and [c for c in custom if c["name"] == "run"] == [changed] and len(custom) == 10
     table = omniboard.first_visit(clean)["default|RunsTable|1"]
     assert table["columnNameMap"]["lr"] == "config.trainer.lr" and table["columnNameMap"]["run"] == "config.seed"
     assert (

@@ -412,10 +412,10 @@ def test_deterministic_runs_may_use_cublas(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "x")  # so that the real one comes back
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     try:
-        training.prepare(device="cpu", threads=0, deterministic=True)
+        trainer.prepare(device="cpu", threads=0, deterministic=True)
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
-        training.prepare(device="cpu", threads=0, deterministic=False)
+        trainer.prepare(device="cpu", threads=0, deterministic=False)
 
 
 def test_a_lone_crop_that_batch_norm_cannot_take_is_refused_in_one_line(smoke):

@@ -378,9 +378,15 @@ def lit(areas, groups=None):
 
 def test_specular_takes_the_largest_areas():
     pool = lit([3, 9, 0, 9, 5])
-    picked = specular.select(pool=pool, n=3, rng=None, threshold=0.6, order="largest")
-    assert picked == [3, 1, 4]  # of the two 9s the one whose id is first
-    assert specular.select(pool=pool, n=2, rng=None, threshold=0.9, order="largest") == [4, 3]  # no reflections: by id
+    picks = {tuple(specular.select(pool, 3, generator(seed), threshold=0.6, order="largest")) for seed in range(9)}
+    assert picks == {(3, 1, 4), (1, 3, 4)}  # of the two 9s either is first
+
+
+def test_images_without_any_reflection_are_drawn_and_a_line_says_so(capsys):
+    pool = lit([3, 9, 0, 9, 5])
+    firsts = {specular.select(pool, 1, generator(seed), threshold=0.9, order="largest")[0] for seed in range(30)}
+    assert firsts == {0, 1, 2, 3, 4}
+    assert capsys.readouterr().out.count("specular scores every one of 5 images 0: this query is a random one") == 30
 
 
 @pytest.mark.parametrize(
@@ -397,7 +403,7 @@ def test_specular_takes_the_largest_areas():
 )
 def test_quotas_by_group_and_size(groups, n, expected):
     pool = lit(range(1, 11), list(groups))
-    assert specular.select(pool=pool, n=n, rng=None, threshold=0.6, order="quota") == expected
+    assert specular.select(pool=pool, n=n, rng=generator(), threshold=0.6, order="quota") == expected
 
 
 def test_specular_refuses_what_it_cannot_do():

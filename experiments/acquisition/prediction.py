@@ -43,6 +43,12 @@ ALLOWED = {
 }
 
 
+@ingredient.capture
+def balanced(masks):
+    """Whether this run's passes have balanced masks."""
+    return masks == "balanced"
+
+
 class Prediction(NamedTuple):
     """Moments over the passes of one batch of B equally large images, on the device."""
 

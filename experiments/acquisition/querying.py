@@ -39,6 +39,7 @@ def pool_of(state, indices, cycle, **more):
         labelled=state.active.get_indices_for_active_step(),
         val=state.val,
         classes=state.parts["dataset"].CLASSES,
+        cycles=state.config["cycles"],
         frame=lambda: state.model,
         scorers=selection.scorers(state.config["noted"]),
         **more,
