@@ -3,6 +3,7 @@
 A named pipe waits for its writer for ever and a device never ends: nothing is opened before it is known to be a file.
 """
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -16,6 +17,7 @@ MAX_PIXELS = 100_000_000  # refuse a header that promises more: a decompression 
 MAX_IMAGE = 8 * MAX_PIXELS  # bytes of an image file
 MAX_TEXT = 2**26  # bytes of a table or a list of ids
 MAX_WEIGHTS = 2**36  # bytes of a file of weights
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what the machine has too little of: no fault of the file
 KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFDIR: "a folder",
@@ -45,7 +47,8 @@ def decode(path, format, mode, resize=1.0):
     """Decode `path` as (H, W, 3) uint8 for mode "RGB", or (H, W) uint8 for mode "L".
 
     `resize` scales both sides, antialiased for RGB, nearest for L. A palette mask gives its indices, never its
-    colours. Raises BadData naming the file when it is missing, no file, of another format, damaged or far too large.
+    colours. Raises BadData naming the file when it is missing, no file, of another format, damaged or far too large,
+    OSError where the machine has too few open files or too little memory.
     """
     try:
         with Image.open(regular(path, MAX_IMAGE), formats=[format]) as image:
@@ -61,6 +64,8 @@ def decode(path, format, mode, resize=1.0):
                 image = image.resize(size, filters.BILINEAR if mode == "RGB" else filters.NEAREST)
             return np.array(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if getattr(error, "errno", None) in SCARCE:
+            raise
         raise BadData(f"{path} cannot be read as a {format} image ({error}): replace the file.") from error
 
 

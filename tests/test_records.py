@@ -190,7 +190,7 @@ def test_full_is_shown_as_full_with_every_source_of_the_project(experiment, phan
     tracked = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     if tracked.returncode == 0:
         expected = {name for name in tracked.stdout.split() if name.endswith((".py", ".yaml"))}
-        assert expected == {name for name, _ in run["experiment"]["sources"]} and len(expected) > 100
+        assert expected <= {name for name, _ in run["experiment"]["sources"]} and len(expected) > 100
         assert len(run["experiment"]["repositories"]) == 1
 
 

@@ -11,9 +11,11 @@ import time
 import weakref
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 from conftest import ROOT, command, ledger_bytes, settings
+from PIL import Image
 
 from experiments.command_line import process
 from experiments.command_line.process import refusal, signals_noted, stop_asked, stop_if_asked
@@ -159,10 +161,28 @@ def test_limits_are_told_with_what_lifts_them():
     ]
     assert [str(refusal(error)) for error in files] == [
         "x.png cannot be used (Too many open files): raise the limit of open files, `ulimit -n 4096`.",
-        "A file cannot be used (No space left on device): free the disk.",
+        f"A file in the results folder or in {gettempdir()} cannot be used (No space left on device): free the disk.",
     ]
     assert "Memory ran out" in str(refusal(MemoryError()))
     assert refusal(KeyError("a fault")) is None and refusal(RuntimeError("another")) is None
+
+
+def test_a_limit_of_open_files_is_not_the_images_fault(tmp_path):
+    """In a process of its own, which has no file left to open."""
+    code = """if True:
+        import resource, sys
+        from PIL import PngImagePlugin
+        from experiments.command_line import process
+        from experiments.reading import decode
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+        try:
+            decode(sys.argv[1], "PNG", "RGB")
+        except OSError as error:
+            print(process.refusal(error))"""
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    out, _ = python(code, tmp_path / "a.png", stdout=subprocess.PIPE, text=True).communicate()
+    said = "cannot be used (Too many open files): raise the limit of open files, `ulimit -n 4096`."
+    assert out == f"{tmp_path / 'a.png'} {said}\n"
 
 
 def records(results):

@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import tempfile
 from contextlib import contextmanager
 from threading import Event, Thread, current_thread, main_thread
 
@@ -116,7 +117,8 @@ def refusal(error):
     if not isinstance(error, OSError) or error.errno is None:
         return None
     reason, advice = reason_and_advice(error)
-    return Refused(f"{error.filename or 'A file'} cannot be used ({reason}): {advice}.")
+    place = error.filename or f"A file in the results folder or in {tempfile.gettempdir()}"
+    return Refused(f"{place} cannot be used ({reason}): {advice}.")
 
 
 @contextmanager
