@@ -10,6 +10,7 @@ from analysis.plots import COLOURS, MARKERS
 from experiments.errors import Refused
 from experiments.randomness import generator
 from experiments.records.ledger import read
+from experiments.records.table import text
 
 OWN = ["id", "group", "picked", "score"]  # the columns that every table of a query has
 DRAWS = 500  # random batches that a query is compared with
@@ -27,6 +28,7 @@ def pools(folder):
     frames = []
     for file in files:
         words = pd.read_csv(file, dtype=str, keep_default_na=False)  # an id may be 007, or NA
+        words["id"], words["group"] = words["id"].map(text), words["group"].map(text)
         numbers = words.set_index(["id", "group"]).replace("", "nan").astype(float)
         frames.append(numbers.assign(cycle=int(file.stem.removeprefix("cycle_"))).reset_index())
     return pd.concat(frames, ignore_index=True)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from experiments import evaluation, metrics
-from experiments.acquisition import needs, querying
+from experiments.acquisition import needs, querying, showing
 from experiments.components import PRESETS, load
 from experiments.errors import Refused
 from experiments.network import checkpoint
@@ -47,6 +47,7 @@ class State:
     bar: Progress
     holds: int | None = None  # the cycle whose trained weights are in the model
     learner: Any = None  # what a learned strategy trained beside them
+    asked: Any = None  # the last query as its pictures show it, until its masks are there
 
     def at(self, cycle):
         return (*self.place, cycle)
@@ -164,6 +165,9 @@ def label(state, queries):
     pool = np.flatnonzero(~state.active.labelled)
     if chosen:  # given no index, baal labels every image
         state.active.label(np.searchsorted(pool, chosen).tolist())
+    if state.asked:
+        showing.draw_answer(state, state.asked)
+        state.asked = None
 
 
 def train_and_test(state, cycle):
@@ -240,8 +244,18 @@ def query(state, cycle):
         write(state.ledger.folder / "queries" / f"cycle_{cycle:03d}.csv", querying.table(pool, queries, scores))
         event = state.ledger.append("queried", cycle, queries=queries, memory=pool.memory)
         state.ledger.time(cycle, query=perf_counter() - began)
-    querying.draw_query(state, cycle, event["queries"])
+    state.asked = showing.draw_query(state, cycle, event["queries"], lambda: can_show(state, cycle))
     return event["queries"]
+
+
+def can_show(state, cycle):
+    """Bring a cycle's weights into the model for its pictures; False if they are gone and a later cycle is tested."""
+    if state.holds != cycle:
+        digest = state.ledger.find("evaluated", cycle)["weights"]
+        if state.ledger.find("evaluated", cycle + 1) and state.ledger.load_weights(cycle, digest) is None:
+            return False
+        weights.restore(state, cycle)
+    return True
 
 
 def publish(state, cycle, event):

@@ -9,6 +9,7 @@ from sacred import Ingredient
 from experiments.acquisition.prediction import entropy
 
 ingredient = Ingredient("bald")
+UNIT = "nats"
 
 
 @ingredient.config

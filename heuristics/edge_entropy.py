@@ -11,6 +11,7 @@ from sacred import Ingredient
 from experiments.acquisition.prediction import entropy
 
 ingredient = Ingredient("edge_entropy")
+UNIT = "nats"
 
 
 @ingredient.config

@@ -11,6 +11,7 @@ from sacred import Ingredient
 from heuristics.alpha_mix import mix
 
 ingredient = Ingredient("tta")
+UNIT = "nats"
 SOURCE = "tta"
 
 

@@ -20,10 +20,10 @@ def reducer(name):
     """The function that makes a map (B, H, W) and its Prediction one score an image (B,).
 
     Pixels that are not valid never count. "foreground" and "boundary" are means over the pixels that are predicted so,
-    0 in an image without any. Raises Refused for a name that is not KNOWN.
+    0 in an image without any, or the least of a map that goes below 0. Raises Refused for a name that is not KNOWN.
     """
     if name in WHERE:
-        return lambda u, prediction: mean_where(u, prediction.valid & WHERE[name](winner(prediction.mean)))
+        return lambda u, p: mean_where(u, p.valid & WHERE[name](winner(p.mean)), p.valid)
     if re.fullmatch("q[1-9][0-9]?", name):
         return lambda u, prediction: percentile(u, prediction.valid, int(name[1:]))
     if name not in REDUCTIONS:
@@ -39,8 +39,9 @@ REDUCTIONS = {
 WHERE = {"foreground": lambda labels: labels > 0, "boundary": lambda labels: boundary(labels)}
 
 
-def mean_where(u, chosen):
-    return u.where(chosen, 0).sum((1, 2)) / chosen.sum((1, 2)).clamp_min(1)
+def mean_where(u, chosen, valid):
+    mean = u.where(chosen, 0).sum((1, 2)) / chosen.sum((1, 2)).clamp_min(1)
+    return mean.where(chosen.any(2).any(1), u.where(valid, 0).amin((1, 2)).clamp_max(0))
 
 
 def percentile(u, valid, q):
