@@ -17,12 +17,12 @@ from experiments.acquisition import needs, querying, showing
 from experiments.components import PRESETS, load
 from experiments.errors import Refused
 from experiments.network import checkpoint
-from experiments.network.device import check_compiling
+from experiments.network.device import check_compiling, ran_out_of_memory
 from experiments.randomness import generator, key
 from experiments.records import ledger
 from experiments.records.files import write
 from experiments.records.ledger import Ledger
-from experiments.records.progress import Progress, plan
+from experiments.records.progress import Progress, plan, say
 from experiments.store import IGNORE, Store
 from experiments.training import trainer, weights
 
@@ -55,7 +55,7 @@ class State:
 
 def check(config, parts):
     """Say which dataset it is and refuse what the dataset's files or an earlier run's results do not allow."""
-    print(f"Dataset {config['dataset']}: {parts['dataset'].__doc__.splitlines()[0]}", flush=True)
+    say(f"Dataset {config['dataset']}: {parts['dataset'].__doc__.splitlines()[0]}")
     splits = find_images(config, parts)
     needs.check(config, parts, splits)
     config = resolve_counts(config, parts, len(splits.train))
@@ -80,6 +80,28 @@ def folder_of(config):
     return Path(config["results_dir"]) / f"{config['label']}_{config['run']}"
 
 
+LOWER = {  # what takes less memory, by the word for what is done
+    "training": "trainer.batch, the crop or the model's width",
+    "testing": "evaluation.batch or the model's width",
+    "scoring": "prediction.batch, prediction.mc_chunk, pool_size or the model's width",
+    "reading": "the images' size (resize) or their number",
+}
+
+
+@contextmanager
+def memory_explained(stage):
+    """Raise Refused, naming the settings to lower, where memory runs out; `stage()` says what is being done."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        doing = stage()
+        lower = next((settings for word, settings in LOWER.items() if word in doing), LOWER["training"])
+        fix = f"free some and the same command continues, or lower {lower} under another label=..."
+        raise Refused(f"Memory ran out ({doing}): {fix}") from error
+
+
 @contextmanager
 def prepare(config, run, parts):
     """Read the images, open the ledger, build the model: a State for the other steps."""
@@ -91,7 +113,8 @@ def prepare(config, run, parts):
         if config[part]["compiled"]:
             check_compiling(f"{part}.compiled")
     splits = find_images(config, parts)
-    stores = [split and Store(split, device) for split in splits[:3]]
+    with memory_explained(lambda: "reading the images"):
+        stores = [split and Store(split, device) for split in splits[:3]]
     train, val, test = stores
     for annotated in filter(None, (val, test)):
         annotated.label(range(len(annotated)))
@@ -99,9 +122,13 @@ def prepare(config, run, parts):
     config, folder = resolve_counts(config, parts, size), folder_of(config)
     print_summary(config, run, parts, splits, test, classes)
     fingerprints = [store and store.fingerprint for store in stores]
-    with Ledger(folder, config, fingerprints) as ledger, Progress(plan(config, splits.crop, *stores)) as bar:
+    with (
+        Ledger(folder, config, fingerprints) as ledger,
+        Progress(plan(config, splits.crop, *stores, ledger.events)) as bar,
+        memory_explained(lambda: bar.stage or "building the model, training"),
+    ):
         if ledger.events:
-            print(f"Going on from {folder}, where {len(ledger.events)} steps are done.", flush=True)
+            say(f"Going on from {folder}, where {len(ledger.events)} steps are done.")
         torch.manual_seed(key(*place, "weights") % 2**63)
         model = model_file.build(channels=data.CHANNELS, classes=classes)
         model, first = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)
@@ -113,18 +140,15 @@ def print_summary(config, run, parts, splits, test, classes):
     """Say what is about to be done, and what an answer that looks at nothing would score."""
     sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
     queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
-    print(
-        f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.",
-        flush=True,
-    )
+    say(f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.")
     if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
-        print(f"This is a small budget; the published one is `with {config['dataset']}`.", flush=True)
+        say(f"This is a small budget; the published one is `with {config['dataset']}`.")
     if getattr(parts["heuristic"], "JOINT", False):
-        print(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.", flush=True)
+        say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
     if test:
         constant = evaluation.constant_dice(test, classes)
         run.info["constant_dice"] = constant
-        print(f"Calling every test pixel foreground would give Dice {constant:.3f}.", flush=True)
+        say(f"Calling every test pixel foreground would give Dice {constant:.3f}.")
 
 
 def initial(state):
@@ -269,7 +293,8 @@ def publish(state, cycle, event):
     if dice is not None:
         result = f"test Dice {dice:.3f}"
         state.bar.result = f", Dice {dice:.3f}"
-    state.bar.line(f"cycle {cycle}/{state.config['cycles']}: {event['images']} images labelled, {result}")
+    done = f"cycle {cycle}/{state.config['cycles']}: {event['images']} images labelled, {result}"
+    state.bar.line(done + state.bar.estimate())
     return dice
 
 
@@ -284,7 +309,8 @@ def conclude(state):
     if curve in paths and state.config["cycles"]:
         state.run.add_artifact(str(draw_curve(state)), "learning_curve.png")
     state.run.info["queries"] = [e for e in state.ledger.events if e["event"] == "queried"]
-    state.bar.line(str(curve if curve in paths else state.ledger.folder))
+    state.bar.close()
+    print(curve if curve in paths else state.ledger.folder, flush=True)  # without a clock, for scripts
 
 
 def draw_curve(state):
