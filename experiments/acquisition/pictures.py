@@ -39,6 +39,7 @@ def queries(images, maps, titles, predicted=None, true=None, heading="", measure
     scale = limits([m for m in maps if m is not None])
     for axis in axes.flat:
         axis.set_axis_off()
+        axis.set(xticks=[], yticks=[])  # they are laid out all the same
     for place, (image, map, title) in enumerate(zip(images, maps, titles, strict=True)):
         band, column = divmod(place, columns)
         shown, step = axes[band * rows : (band + 1) * rows, column], -(-max(image.shape[:2]) // SIDE)
