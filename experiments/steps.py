@@ -1,5 +1,6 @@
 """The steps of a run, each leaving its event in the ledger, or taking it from there when it was done before."""
 
+import gc
 import io
 import math
 from contextlib import contextmanager
@@ -13,17 +14,17 @@ import numpy as np
 import torch
 
 from experiments import evaluation, metrics
-from experiments.acquisition import needs, querying, trial
+from experiments.acquisition import needs, querying, showing, trial
 from experiments.components import PRESETS, load, written
 from experiments.errors import Refused
 from experiments.network import checkpoint
-from experiments.network.device import check_compiling
+from experiments.network.device import check_compiling, ran_out_of_memory
 from experiments.randomness import generator, key
 from experiments.records import ledger
 from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks
 from experiments.records.files import write
 from experiments.records.ledger import Ledger, is_finished
-from experiments.records.progress import Progress, plan
+from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
 from experiments.store import IGNORE, Store, refuse_ignored_foreground
 from experiments.training import trainer, weights
@@ -49,6 +50,7 @@ class State:
     bar: Progress
     holds: int | None = None  # the cycle whose trained weights are in the model
     learner: Any = None  # what a learned strategy trained beside them
+    asked: Any = None  # the last query as its pictures show it, until its masks are there
 
     def at(self, cycle):
         return (*self.place, cycle)
@@ -60,7 +62,7 @@ def check(config, parts, usual):
     `usual` are the defaults of all settings.
     """
     [about, *_] = written("dataset", config["dataset"])["__doc__"].split("\n")  # -OO leaves modules without theirs
-    print(f"Dataset {config['dataset']}: {about}", flush=True)
+    say(f"Dataset {config['dataset']}: {about}")
     metrics.headline(parts["dataset"])
     splits = find_images(config, parts)
     needs.check(config, parts, splits)
@@ -95,6 +97,28 @@ def device_of(config):
     return trainer.prepare(device=config["device"], threads=config["threads"])
 
 
+LOWER = {  # what takes less memory, by the word for what is done
+    "training": "trainer.batch, the crop or the model's width",
+    "testing": "evaluation.batch or the model's width",
+    "scoring": "prediction.batch, prediction.mc_chunk, pool_size or the model's width",
+    "reading": "the images' size (resize) or their number",
+}
+
+
+@contextmanager
+def memory_explained(stage):
+    """Raise Refused, naming the settings to lower, where memory runs out; `stage()` says what is being done."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        doing = stage()
+        lower = next((settings for word, settings in LOWER.items() if word in doing), LOWER["training"])
+        fix = f"free some and the same command continues, or lower {lower} under another label=..."
+        raise Refused(f"Memory ran out ({doing}): {fix}") from error
+
+
 @contextmanager
 def prepare(config, run, parts, usual):
     """Read the images, open the ledger, build the model: a State for the other steps."""
@@ -107,7 +131,8 @@ def prepare(config, run, parts, usual):
         if config[part]["compiled"]:
             check_compiling(f"{part}.compiled")
     splits = find_images(config, parts)
-    stores = [split and Store(split, device, classes=data.CLASSES) for split in splits[:3]]
+    with memory_explained(lambda: "reading the images"):
+        stores = [split and Store(split, device, classes=data.CLASSES) for split in splits[:3]]
     train, val, test = stores
     for annotated in filter(None, (val, test)):
         annotated.label(range(len(annotated)))
@@ -118,15 +143,22 @@ def prepare(config, run, parts, usual):
     print_summary(config, run, parts, splits, test, classes, made)
     fingerprints = [store and store.fingerprint for store in stores]
     masks = {name: store and digest_masks(store, range(len(store))) for name, store in (("val", val), ("test", test))}
-    book = Ledger(folder, config, fingerprints, usual, train.ids, masks=masks, made=made)
-    with book as ledger, Progress(plan(config, splits.crop, *stores)) as bar:
+    with (
+        Ledger(folder, config, fingerprints, usual, train.ids, masks=masks, made=made) as ledger,
+        Progress(plan(config, splits.crop, *stores, ledger.events)) as bar,
+        memory_explained(lambda: bar.stage or "building the model, training"),
+    ):
         if ledger.events:
             go_on(ledger, config, made, masks, {"val": val, "test": test})
         torch.manual_seed(key(*place, "weights") % 2**63)
         model = model_file.build(channels=data.CHANNELS, classes=classes)
         model, first = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)
         active = ActiveLearningDataset(range(size))
-        yield State(config, run, parts, place, splits.crop, *stores, active, classes, model, first, ledger, bar)
+        gc.freeze()  # what was imported is no garbage: looking for some takes a tenth of the time
+        try:
+            yield State(config, run, parts, place, splits.crop, *stores, active, classes, model, first, ledger, bar)
+        finally:
+            gc.unfreeze()
 
 
 def go_on(ledger, config, made, masks, stores):
@@ -138,40 +170,37 @@ def go_on(ledger, config, made, masks, stores):
     if not is_finished(ledger.events, config["cycles"]):
         line = refuse_other_making(ledger.folder, ledger.events, made, config["resume"] == "anyway")
         if line:
-            print(line, flush=True)
+            say(line)
             cycle = sum(e["event"] == "evaluated" for e in ledger.events)
             ledger.append("resumed", cycle, made=made, **({} if began else {"masks": masks}))
     if ledger.chain.unsealed:
         lines = f"the first {ledger.chain.unsealed} lines of {ledger.path} have no hashes"
-        print(f"Written by an earlier version, {lines}: they are taken as they are.", flush=True)
+        say(f"Written by an earlier version, {lines}: they are taken as they are.")
     done = sum(e["event"] != "resumed" for e in ledger.events)
-    print(f"Going on from {ledger.folder}, where {done} steps are done.", flush=True)
+    say(f"Going on from {ledger.folder}, where {done} steps are done.")
 
 
 def print_summary(config, run, parts, splits, test, classes, made):
     """Say what is about to be done and on what, and what an answer that looks at nothing would score."""
     threads = f"{made['threads']} thread" + "s" * (made["threads"] != 1)
-    print(f"On {made['device']}, {threads}, {made['precision']}.", flush=True)
+    say(f"On {made['device']}, {threads}, {made['precision']}.")
     sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
     queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
-    print(
-        f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.",
-        flush=True,
-    )
+    say(f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.")
     if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
-        print(f"This is a small budget; the published one is `with {config['dataset']}`.", flush=True)
+        say(f"This is a small budget; the published one is `with {config['dataset']}`.")
     if getattr(parts["heuristic"], "JOINT", False):
-        print(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.", flush=True)
+        say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
     if test:
         measure = metrics.headline(parts["dataset"]).removeprefix("test.")
         constant = evaluation.constant_answer(test, classes, measure)
         run.info["constant_dice"] = constant
         if constant is None:
             what = f"None of the {len(test)} test images has a pixel of a foreground class"
-            print(f"{what}: Dice and IoU cannot be measured, only accuracy and calibration.", flush=True)
+            say(f"{what}: Dice and IoU cannot be measured, only accuracy and calibration.")
         else:
             word = metrics.HEADLINES[measure]
-            print(f"Calling every test pixel foreground would give {word} {constant:.3f}.", flush=True)
+            say(f"Calling every test pixel foreground would give {word} {constant:.3f}.")
 
 
 def initial(state):
@@ -213,6 +242,9 @@ def label(state, queries):
     pool = np.flatnonzero(~state.active.labelled)
     if chosen:  # given no index, baal labels every image
         state.active.label(np.searchsorted(pool, chosen).tolist())
+    if state.asked:
+        showing.draw_answer(state, state.asked)
+        state.asked = None
 
 
 def positions(state, queries):
@@ -233,6 +265,7 @@ def train_and_test(state, cycle):
         refuse_other_masks(state.ledger.folder, state.train, opened, event.get("masks"))
     if event is None:
         check_pool(state, cycle)
+        gc.collect()  # else safetensors' and matplotlib's circles hold many cycles' weights and pictures
         seconds, seen = weights.fit(state, cycle)
         began = perf_counter()
         state.bar.start(f"cycle {cycle}/{state.config['cycles']}, testing")
@@ -303,12 +336,18 @@ def query(state, cycle):
         write(state.ledger.folder / "queries" / f"cycle_{cycle:03d}.csv", querying.table(pool, queries, scores))
         event = state.ledger.append("queried", cycle, queries=queries, memory=pool.memory)
         state.ledger.time(cycle, query=perf_counter() - began)
-    picture = state.ledger.folder / "queries" / f"cycle_{cycle:03d}.png"
-    maps = hasattr(state.parts["heuristic"], "uncertainty")
-    if maps and state.ledger.events[-1] is event and state.holds != cycle and not picture.exists():
-        weights.restore(state, cycle)  # a run that was stopped before this picture draws its maps too
-    querying.draw_query(state, cycle, event["queries"])
+    state.asked = showing.draw_query(state, cycle, event["queries"], lambda: can_show(state, cycle))
     return event["queries"]
+
+
+def can_show(state, cycle):
+    """Bring a cycle's weights into the model for its pictures; False if they are gone and a later cycle is tested."""
+    if state.holds != cycle:
+        digest = state.ledger.find("evaluated", cycle)["weights"]
+        if state.ledger.find("evaluated", cycle + 1) and state.ledger.load_weights(cycle, digest) is None:
+            return False
+        weights.restore(state, cycle)
+    return True
 
 
 def publish(state, cycle, event):
@@ -328,7 +367,8 @@ def publish(state, cycle, event):
             e["metrics"][headline] for e in state.ledger.events if e["event"] == "evaluated" and e["cycle"] <= cycle
         ]
         state.run.info |= {"headline": headline, "best": round(max(curve), 3), "last": round(score, 3)}
-    state.bar.line(f"cycle {cycle}/{state.config['cycles']}: {event['images']} images labelled, {result}")
+    done = f"cycle {cycle}/{state.config['cycles']}: {event['images']} images labelled, {result}"
+    state.bar.line(done + state.bar.estimate())
     return score
 
 
@@ -343,7 +383,8 @@ def conclude(state):
     if curve in paths and state.config["cycles"]:
         state.run.add_artifact(str(draw_curve(state)), "learning_curve.png")
     state.run.info["queries"] = [e for e in state.ledger.events if e["event"] == "queried"]
-    state.bar.line(str(curve if curve in paths else state.ledger.folder))
+    state.bar.close()
+    say(curve if curve in paths else state.ledger.folder)  # without a clock, for scripts
 
 
 def draw_curve(state):

@@ -146,14 +146,16 @@ class Store:
     def batches(self, indices, size=0):
         """Yield (indices, images (B, H, W, channels) uint8) of equal size, in order within a size; only to be read.
 
-        At most `size` at once, 0: as many as the device does best at once.
+        At most `size` at once, 0: as many as the device does best at once; what is left of a size in powers of two, for
+        torch keeps what it prepares for every shape, and a pool has a new number of images in each cycle.
         """
         by_size = sorted(indices, key=lambda i: (self.sizes[i], i))
         for (height, width), same in groupby(by_size, key=self.sizes.__getitem__):
             same = list(same)
             step = size or at_once(height * width, self.device)
-            for start in range(0, len(same), step):
-                batch = same[start : start + step]
+            while same:
+                count = step if len(same) >= step else 1 << len(same).bit_length() - 1
+                batch, same = same[:count], same[count:]
                 images = [self.image(i) for i in batch]
                 yield batch, (images[0][None] if len(batch) == 1 else torch.stack(images)).to(self.device)
 

@@ -10,6 +10,7 @@ from experiments.acquisition.prediction import entropy
 from experiments.settings import Range
 
 ingredient = Ingredient("alpha_mix")
+UNIT = "nats"
 
 
 @ingredient.config

@@ -12,6 +12,7 @@ from experiments.acquisition.prediction import balanced, entropy
 from experiments.errors import Refused
 
 ingredient = Ingredient("bald")
+UNIT = "nats"
 
 
 @ingredient.config

@@ -12,6 +12,7 @@ from experiments.acquisition.prediction import entropy
 from experiments.settings import Range
 
 ingredient = Ingredient("edge_entropy")
+UNIT = "nats"
 
 
 @ingredient.config

@@ -7,6 +7,7 @@ https://arxiv.org/abs/1703.02910, where BALD = predictive entropy - expected ent
 from sacred import Ingredient
 
 ingredient = Ingredient("expected_entropy")
+UNIT = "nats"
 PUBLISHED_AS = ("max",)
 
 

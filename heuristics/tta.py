@@ -12,6 +12,7 @@ from experiments.settings import Range
 from heuristics.alpha_mix import mix
 
 ingredient = Ingredient("tta")
+UNIT = "nats"
 SOURCE = "tta"
 
 

@@ -361,8 +361,18 @@ def test_the_winner_is_argmax():
     assert torch.equal(winner(p), p.argmax(1)) and (p == p.amax(1, keepdim=True)).sum() > p[:, 0].numel()
 
 
+def beyond_memory():
+    """What torch's allocator on a CPU really raises."""
+    return torch.empty(2**50)
+
+
+def beyond_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("fail", [beyond_memory, beyond_a_gpu])
 @pytest.mark.parametrize("room", [1, 2, 4])
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(room):
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(room, fail):
     model, ids = make_model()[0], ["a", "b", "c", "d", "e"]
     images = torch.randint(256, (5, 24, 20, 3), dtype=torch.uint8)
     keys, network, sizes = pass_keys(PLACE, "score", ids, 3), Network(model), []
@@ -371,7 +381,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(room):
     def cramped(*known):
         sizes.append(len(known[0]))
         if sizes[-1] > room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            fail()
         return rest(*known)
 
     network.rest = cramped
@@ -381,11 +391,9 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(room):
         assert theirs is ours is None or torch.allclose(ours.float(), theirs.float(), atol=1e-5)
 
 
-def test_an_image_that_does_not_fit_alone_is_refused(monkeypatch):
-    def full(self, x, keys, balanced=False):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(Network, "passes", full)
+@pytest.mark.parametrize("fail", [beyond_memory, beyond_a_gpu])
+def test_an_image_that_does_not_fit_alone_is_refused(monkeypatch, fail):
+    monkeypatch.setattr(Network, "passes", lambda self, x, keys, balanced=False: fail())
     with pytest.raises(Refused, match="One image of 20 x 24 does not fit on cpu"):
         predict(make_model()[0], torch.zeros(2, 24, 20, 3, dtype=torch.uint8), ["a", "b"])
 

@@ -160,7 +160,8 @@ def test_mongo_record(mongo, smoke, patience, tmp_path):
     assert stored["info"]["constant_dice"] == run.info["constant_dice"]
     assert stored["start_time"] <= stored["heartbeat"] and "stop_time" in stored
     assert np.array_equal(curve, np.load(tmp_path / "results" / "bald_0.npy"))
-    assert {"bald_0.npy", "dice.npy", "budget.npy", "query_000.png", "learning_curve.png"} == artifacts.keys()
+    pictured = {"query_000.png", "answer_000.png", "learning_curve.png"}
+    assert {"bald_0.npy", "dice.npy", "budget.npy", *pictured} == artifacts.keys()
     assert "active.py" in sources and all(text == (ROOT / name).read_bytes() for name, text in sources.items())
     assert (tmp_path / "runs" / run._id / "metrics.json").is_file()
 

@@ -138,7 +138,7 @@ def test_pictures_can_be_previewed(recorded, runs):
     document, _ = recorded
     files = gridfs.GridFS(runs)
     pictures = {a["name"]: files.get(a["file_id"]).read() for a in document["artifacts"] if a["name"].endswith(".png")}
-    assert pictures.keys() == {"query_000.png", "learning_curve.png"}
+    assert pictures.keys() == {"query_000.png", "answer_000.png", "learning_curve.png"}
     assert all(data.startswith(b"\x89PNG") and len(data) < 5e6 for data in pictures.values())
 
 

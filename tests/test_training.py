@@ -430,12 +430,15 @@ def test_compiling_without_a_compiler_is_refused(smoke, part, monkeypatch):
         smoke(**{part: {"compiled": True}})
 
 
-def test_a_step_that_does_not_fit_names_the_setting_to_lower(settings, monkeypatch):
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_step_that_does_not_fit_names_the_setting_to_lower(settings, monkeypatch, gpu):
     settings()
     model, _ = make_model()
 
     def full(x):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        if gpu:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return torch.empty(2**50)  # the CPU's allocator raises another error
 
     monkeypatch.setattr(model, "forward", full)
     with pytest.raises(Refused, match="A step of 4 crop.s. of 48 x 48 does not fit on cpu: lower trainer.batch"):

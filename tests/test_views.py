@@ -252,15 +252,16 @@ def test_scores_of_other_heuristics_are_not_noted_from_views(attach, model):  # 
 def test_a_run_of_tta_draws_the_maps_that_made_its_scores(smoke, tmp_path, monkeypatch):
     drawn, real = [], pictures.queries
 
-    def spy(images, maps, titles):
-        drawn.extend(maps)
-        return real(images, maps, titles)
+    def spy(images, maps, *more):
+        drawn.append(maps)
+        return real(images, maps, *more)
 
     monkeypatch.setattr(pictures, "queries", spy)
     smoke(heuristic="tta", mc_iters=3)
     queried = events(tmp_path / "results", "tta")[2]
     assert [q["passes"] for q in queried["queries"]] == [3, 3]
-    assert [m.mean() for m in drawn] == pytest.approx([q["score"] for q in queried["queries"]], abs=1e-6)
+    assert len(drawn) == 2 and drawn[0] is drawn[1]  # as it was asked, and with the masks
+    assert [m.mean() for m in drawn[0]] == pytest.approx([q["score"] for q in queried["queries"]], abs=1e-6)
     with open(tmp_path / "results/tta_0/queries/cycle_000.csv") as file:
         assert next(csv.reader(file)) == ["id", "group", "picked", "score"]
 

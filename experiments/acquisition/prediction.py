@@ -12,7 +12,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.errors import Refused
-from experiments.network.device import PRECISIONS
+from experiments.network.device import PRECISIONS, ran_out_of_memory
 from experiments.randomness import key
 from experiments.settings import Range
 
@@ -76,7 +76,9 @@ def predict(model, images, ids, keys=None, needs=(), balanced=False):
         with torch.inference_mode():
             passes = network.passes(floats(images), keys, balanced)
             return moments(((logits, None) for logits in passes), ids, needs)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
         if len(ids) == network.mc_chunk == 1:
             height, width = images.shape[1:3]
             raise Refused(

@@ -21,12 +21,12 @@ def reducer(name):
     """The function that makes a map (B, H, W) and its Prediction one score an image (B,).
 
     Pixels that are not valid never count. "foreground" and "boundary" are means over the pixels that are predicted so,
-    0 in an image without any. "target" is the mean over the predicted foreground and the pixels beside it, in an image
-    without any over all pixels: Ma et al. 2024, https://arxiv.org/abs/2401.16298. Raises Refused for a name that is not
-    KNOWN.
+    0 in an image without any, or the least of a map that goes below 0. "target" is the mean over the predicted
+    foreground and the pixels beside it, in an image without any over all pixels: Ma et al. 2024,
+    https://arxiv.org/abs/2401.16298. Raises Refused for a name that is not KNOWN.
     """
     if name in WHERE:
-        return lambda u, prediction: mean_where(u, prediction.valid & WHERE[name](winner(prediction.mean)))
+        return lambda u, p: mean_where(u, p.valid & WHERE[name](winner(p.mean)), p.valid)
     if name == "target":
         return lambda u, prediction: REDUCTIONS["mean"](u, target(prediction))
     if re.fullmatch("q[1-9][0-9]?", name):
@@ -51,8 +51,9 @@ def target(prediction):
     return inside | (prediction.valid & ~inside.flatten(1).any(1)[:, None, None])
 
 
-def mean_where(u, chosen):
-    return u.where(chosen, 0).sum((1, 2)) / chosen.sum((1, 2)).clamp_min(1)
+def mean_where(u, chosen, valid):
+    mean = u.where(chosen, 0).sum((1, 2)) / chosen.sum((1, 2)).clamp_min(1)
+    return mean.where(chosen.any(2).any(1), u.where(valid, 0).amin((1, 2)).clamp_max(0))
 
 
 def percentile(u, valid, q):

@@ -6,6 +6,7 @@ from statistics import median
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from experiments.acquisition import selection
 from experiments.acquisition.prediction import floats, pass_keys
@@ -90,7 +91,8 @@ def compare(plain, networks, pairs, options, device):
             return peers.baal_scores(model, images, k, device, **peers.MODES[mode])
 
     right = scores_of_baal()
-    found = {mode: scores_of_baal(mode) for mode in peers.MODES}
+    modes = tqdm(peers.MODES, "checking that all compute the same", leave=False, disable=None)  # None: terminals only
+    found = {mode: scores_of_baal(mode) for mode in modes}
     with steered(work.ready(plain, device), keys) as model:
         found["baselines"] = peers.baselines_scores(model, [image for image, _ in pairs], k, device)
     for name, network in networks.items():

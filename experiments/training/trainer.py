@@ -12,7 +12,7 @@ from experiments import metrics
 from experiments.acquisition.prediction import pass_keys, predict, two_sided, winner
 from experiments.errors import Refused
 from experiments.network import checkpoint
-from experiments.network.device import PRECISIONS, autocast, compiled_for
+from experiments.network.device import PRECISIONS, autocast, compiled_for, ran_out_of_memory
 from experiments.network.layers import layer_outputs
 from experiments.randomness import generator
 from experiments.settings import Range
@@ -185,7 +185,9 @@ def errors_explained(crops, device):
     """Say which setting is wrong where a step is too much for the device or too little for batch norm."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
         raise Refused(
             f"A step of {crops} does not fit on {device}: lower trainer.batch, the crop or the width."
         ) from error
