@@ -149,6 +149,8 @@ def test_broken_strangers_disturb_nobody(experiment, capsys):
         for entry in ("heuristic", "batch", "dataset", "model"):
             stack.enter_context(component(entry, "def f(:\n"))
         run = experiment.run("print_config", {"heuristic": "entropy", "initial": "kmeans"}, ["smoke"])
+        with pytest.raises(Refused, match="heuristics/zz_broken.py, line 1: SyntaxError"):
+            experiment.run("print_config", {"initial": "zz_broken"})
         assert run.config["heuristic"] == "entropy" and "zz_broken" not in names("initial")
         with pytest.raises(Refused, match="heuristic=vote_variance"):
             experiment.run("print_config", {"heuristic": "mc"})
