@@ -199,7 +199,7 @@ def main(source, output, **asked):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("learning_curves.png"))
     runs.add_published(parser)

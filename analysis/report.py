@@ -298,7 +298,7 @@ def save(path, data):
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("results", type=Path, help="a results folder, searched with its subfolders")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
     parser.add_argument("--baseline", default="", help="the method that the others are compared with: random")

@@ -427,7 +427,8 @@ _texts["to_95"] = lambda value: "not reached" if value == np.inf else _four(valu
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(prog="python -m analysis.statistics", description=__doc__.splitlines()[0])
+    about = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m analysis.statistics", description=about)
     parser.add_argument(
         "source", help="a results folder, a mongodb:// URL or a CSV: method, seed, round, n_labelled, metric"
     )

@@ -27,7 +27,7 @@ from sacred.utils import apply_backspaces_and_linefeeds, convert_to_nested_dict,
 
 from experiments import settings
 from experiments.command_line import words
-from experiments.command_line.address import of_option, without_secrets
+from experiments.command_line.address import UNKNOWN, of_option, without_credentials
 from experiments.command_line.process import drop_unwritable_output, refusal, signals_noted
 from experiments.errors import Refused, Terminated, hint, listed, shown
 
@@ -106,7 +106,8 @@ def load(entry, name):
     Raises Refused with the names that would have worked, or with file, line and reason where its file is broken.
     """
     known = names(entry)
-    if name in known:
+    unreadable = str(name).isidentifier() and file_of(entry, name).is_file() and not written(entry, name)
+    if name in known or unreadable:
         return _module(entry, name)
     published = {alias: n for n in known for alias in written(entry, n).get("PUBLISHED_AS", ())}
     if name in published:
@@ -295,11 +296,16 @@ class SelectiveExperiment(Experiment):
         self._choose(asked, {key: name for key, name in preset_of.items() if key not in updates})
         url = asked.get("mongo_url", "")
         if url:
-            asked["mongo_url"] = without_secrets(url)
-            if "***" in url:
+            asked["mongo_url"] = without_credentials(url)
+            if ":***@" in url or url == UNKNOWN:
                 raise Refused("mongo_url has lost its password, as records keep none: type the whole address again.")
         # Sacred itself would take a file in the working directory for a preset of that name
-        run = super()._create_run(command_name, _expanded(asked), (), *rest)
+        try:
+            run = super()._create_run(command_name, _expanded(asked), (), *rest)
+        except RuntimeError as error:
+            if "--enforce_clean" not in str(rest) or "clean" not in str(error).lower():
+                raise
+            raise Refused("--enforce_clean: there are changes that are not committed, or no git to tell.") from error
         run.meta_info["named_configs"] = list(named_configs)
         run.meta_info["config_updates"] = {**updates, **({"mongo_url": asked["mongo_url"]} if url else {})}
         self.check(run.config, self.components, run.meta_info["command"])

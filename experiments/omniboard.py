@@ -211,7 +211,7 @@ def reason(log):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     known = os.environ.get("MONGO_URI", URL)
     parser.add_argument("--url", default=known, help=f"of the MongoDB with its database: $MONGO_URI, or {URL}")
     parser.add_argument("--port", type=int, default=9000, help="of the web page on this machine, %(default)s")

@@ -62,7 +62,7 @@ def recorded(known):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("results", type=Path)
     known = os.environ.get("MONGO_URI", "")
     parser.add_argument("--mongo_url", default=known, help="or $MONGO_URI, where the recorded one has a password")

@@ -149,6 +149,8 @@ def test_broken_strangers_disturb_nobody(experiment, capsys):
         for entry in ("heuristic", "batch", "dataset", "model"):
             stack.enter_context(component(entry, "def f(:\n"))
         run = experiment.run("print_config", {"heuristic": "entropy", "initial": "kmeans"}, ["smoke"])
+        with pytest.raises(Refused, match="heuristics/zz_broken.py, line 1: SyntaxError"):
+            experiment.run("print_config", {"initial": "zz_broken"})
         assert run.config["heuristic"] == "entropy" and "zz_broken" not in names("initial")
         with pytest.raises(Refused, match="heuristic=vote_variance"):
             experiment.run("print_config", {"heuristic": "mc"})
@@ -168,7 +170,7 @@ def test_what_is_read_of_a_file_is_what_it_sets(entry):
 
 def test_windows_that_fit_no_image_and_too_many_first_images(refusal):
     line = refusal(**{"phantom.crop": 4000})
-    assert "phantom.crop=4000 is larger than every training image: at most 144" in line
+    assert "phantom.crop=4000 is more than twice the longest side of a training image, 144: choose at most 288" in line
     assert "start=17 is more than the 16 images that phantom has" in refusal(start=17)
 
 

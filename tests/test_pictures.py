@@ -16,7 +16,7 @@ from analysis import provenance
 from experiments.acquisition import pictures, querying, selection
 from experiments.acquisition.pool import Pool
 from experiments.acquisition.prediction import Prediction
-from experiments.records.cells import harmless
+from experiments.records.cells import harmless, meant
 
 EXTREMES = {
     "negative": lambda r: -r.random((12, 16)),

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 
 from experiments import components, settings
-from experiments.command_line.address import of_option, without_secrets
+from experiments.command_line.address import of_option, without_credentials
 from experiments.components import FOLDERS, allowed, check_settings, defaults, load, names
 from experiments.errors import Refused
 
@@ -181,7 +181,7 @@ def test_numbers_out_of_range_and_other_words_are_refused_with_what_is_right(exp
     ],
 )
 def test_of_an_address_only_where_it_leads_is_kept(url, kept):
-    assert without_secrets(url) == kept
+    assert without_credentials(url) == kept
     assert url in ("", "X") or "X" not in kept
 
 

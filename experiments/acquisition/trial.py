@@ -57,17 +57,16 @@ def expect(dataset, function, array, shape, dimensions, last=None):
 
 
 def refuse_large_crop(name, splits, image):
-    """Refuse a training window larger than every image, which would show padding for the most part."""
+    """Refuse a training window more than twice as long as every image: three quarters of it would be padding."""
     largest = 0
     for index in range(len(splits.train) if splits.crop else 0):
         height, width = (image if index == 0 else splits.train[index]).shape[:2]
         largest = max(largest, height, width)
-        if largest >= splits.crop:
+        if 2 * largest >= splits.crop:
             return
     if splits.crop:
-        raise Refused(
-            f"{name}.crop={splits.crop} is larger than every training image: at most {largest}, or 0 for whole images."
-        )
+        about = f"{name}.crop={splits.crop} is more than twice the longest side of a training image, {largest}"
+        raise Refused(f"{about}: choose at most {2 * largest}, or 0 for whole images.")
 
 
 def try_model(file, name, dataset, size):

@@ -47,7 +47,8 @@ def main(words):
 
 
 def parse(words):
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.partition("\n\n")[0])
+    about = (__doc__ or "").partition("\n\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=about)
     commands = parser.add_subparsers(dest="command", required=True)
     for command, what in COMMANDS.items():
         own = commands.add_parser(command, help=what, description=what)

@@ -8,15 +8,16 @@ ADDRESS = re.compile(
     rf"(?P<place>{HOST}(?:,{HOST})*(?:/[\w.%-]+)?)/?(?:\?.*)?",
     re.DOTALL,
 )
+UNKNOWN = "mongodb://***"  # all that is kept of what is no address
 
 
-def without_secrets(url):
+def without_credentials(url):
     """Scheme, user, hosts and database of an address; no password, no options, nothing of what is no address."""
     if not url:
         return ""
     parts = ADDRESS.fullmatch(url)
     if not parts:
-        return "mongodb://***"
+        return UNKNOWN
     user = parts["user"] + (":***" if parts["password"] else "") + "@" if parts["user"] is not None else ""
     return f"{parts['scheme'] or ''}{user}{parts['place']}"
 
