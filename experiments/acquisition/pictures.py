@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 
 from experiments.store import IGNORE
 
-COLUMNS = 4  # images beside one another
+COLUMNS = 4  # images beside one another at most
 WIDTH = 3.2  # inches of a column, of 100 pixels each
 SIDE = 640  # a larger image is thinned out: the screen shows no more of it
 LINES = {
@@ -29,8 +29,8 @@ def queries(images, maps, titles, predicted=None, true=None, heading="", measure
     """
     outlines = {"predicted": predicted or [None] * len(images), "true": true or [None] * len(images)}
     mapped = any(m is not None for m in maps)
-    rows, columns = 1 + mapped, min(len(images), COLUMNS)
-    bands = -(-len(images) // columns)
+    bands = -(-len(images) // COLUMNS)
+    rows, columns = 1 + mapped, -(-len(images) // bands)
     ratio = np.clip(np.median([image.shape[0] / image.shape[1] for image in images]), 0.4, 2)
     above = 0.2 * (1 + max(title.count("\n") for title in titles))
     size = WIDTH * columns + 0.9 * mapped, bands * (rows * WIDTH * ratio + above) + 0.7
@@ -65,6 +65,7 @@ def queries(images, maps, titles, predicted=None, true=None, heading="", measure
     lines = [Line2D([], [], color=LINES[n]["colors"], linestyle=LINES[n]["linestyles"], linewidth=2) for n in named]
     if named:
         words = [f"{name} outline" for name in named]
+        words[-1] += ", white on the map" * mapped
         figure.legend(lines, words, loc="outside lower center", ncols=2, fontsize=10, frameon=False)
     png = io.BytesIO()
     with warnings.catch_warnings():
