@@ -3,7 +3,9 @@
 Label a few images, train, test, ask for the masks that the heuristic wants most, and again.
 """
 
+import json
 import os
+from pathlib import Path
 
 from experiments import evaluation, steps
 from experiments.acquisition import prediction, querying, selection
@@ -12,40 +14,27 @@ from experiments.errors import Refused
 from experiments.records.ledger import CEILING
 from experiments.records.observers import observers
 from experiments.records.sacred_record import keep_output
+from experiments.settings import Range
 from experiments.training import augment, trainer, weights
 
 
 def check(config, components, command):
     """Refuse at once what could only fail later, before anything is written."""
     empty = getattr(components["initial"], "EMPTY", False)
-    for name, least in (
-        ("mc_iters", 1),
-        ("cycles", 0),
-        ("start", 0 if empty else 1),
-        ("query", 1),
-        ("pool_size", 0),
-        ("run", 0),
-        ("threads", 0),
-    ):
-        if config[name] < least and type(config[name]) is int:
-            raise Refused(f"{name} must be at least {least}, not {config[name]}.")
+    if config["start"] == 0 and not empty:
+        raise Refused("start must be at least 1, not 0: only initial=none starts without labels.")
     if empty and command == "full":
         raise Refused(f"full trains on every label: leave out initial={config['initial']}.")
-    if config["checkpoint"] not in ("last", "all", "none"):
-        raise Refused(f"checkpoint is one of last, all, none, not {config['checkpoint']!r}.")
-    if config["resume"] not in ("same", "anyway"):
-        raise Refused(f"resume is one of same, anyway, not {config['resume']!r}.")
+    if config["label"].casefold() == CEILING["label"] and command != "full":
+        raise Refused(f"label={config['label']} is what the command full calls its results: choose another label.")
     if config["checkpoint"] == "none" and weights.continues_weights(config, components["heuristic"]):
         who = "trainer.warm_start" if config["trainer"]["warm_start"] else f"heuristic={config['heuristic']}"
         raise Refused(f"{who} goes on from saved weights: set checkpoint=last.")
     if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):
         raise Refused(f"label names a file, so it cannot be {config['label']!r}.")
-    trainer.check()
     for component in components.values():
         if hasattr(component, "check"):
             component.check()
-    prediction.check()
-    evaluation.check()
     race = config["prediction"]["race"]
     selection.check(components["heuristic"], components["batch"], querying.reduction(config), race)
     selection.scorers(config["noted"])
@@ -87,6 +76,30 @@ def settings():
     resume = "same"  # anyway: go on with other versions, sources or devices than the run began with, which is recorded
     device = "auto"  # cpu, cuda:N or mps
     threads = 0  # of the CPU, 0 leaves it to torch; results are bitwise repeatable for one number of threads
+
+
+ALLOWED = {
+    "run": Range(least=0, most=2**32 - 1),
+    "seed": Range(least=0, most=2**32 - 1),
+    "start": Range(least=0),
+    "query": Range(least=1),
+    "cycles": Range(least=0),
+    "pool_size": Range(least=0),
+    "mc_iters": Range(least=1),
+    "checkpoint": ("last", "all", "none"),
+    "resume": ("same", "anyway"),
+    "threads": Range(least=1, most=1024, zero="what torch takes"),
+}
+
+
+@ex.command(unobserved=True)
+def save_config(_config):
+    """Write every setting of a run to config.json: `with config.json` makes it again."""
+    try:
+        Path("config.json").write_text(json.dumps(_config, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise Refused(f"config.json cannot be written here ({error.strerror}).") from error
+    print("config.json")
 
 
 @ex.main

@@ -1,0 +1,1 @@
+import experiments  # noqa: F401  says what to do in a Python without the packages

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from experiments.command_line.process import one_line_errors
 from experiments.components import ROOT
 
 NOTEBOOKS = ROOT / "analysis" / "notebooks"
@@ -44,10 +45,11 @@ if __name__ == "__main__":
     if not arguments.results.is_dir():
         sys.exit(f"{arguments.results} is not a folder of results: `make demo` makes one.")
     folder = arguments.results / "notebooks"
-    folder.mkdir(exist_ok=True)
-    for path in sorted(NOTEBOOKS.glob("*.ipynb")):
-        try:
-            nbformat.write(execute(path, arguments.results), folder / path.name)
-        except CellExecutionError as error:
-            sys.exit(f"{path.stem}: {error.ename}: {error.evalue}")
-        print(folder / path.name, flush=True)
+    with one_line_errors():
+        folder.mkdir(exist_ok=True)
+        for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+            try:
+                nbformat.write(execute(path, arguments.results), folder / path.name)
+            except CellExecutionError as error:
+                sys.exit(f"{path.stem}: {error.ename}: {error.evalue}")
+            print(folder / path.name, flush=True)

@@ -62,7 +62,8 @@ def reopen(folder, root, device):
     data, model_file = load("dataset", settings["dataset"]), load("model", settings["model"])
     place = ROOT / (root or defaults(data.ingredient)["root"])
     rng = generator(settings["seed"], settings["dataset"], "split")
-    split = call(data.load, data.ingredient, settings, rng=rng, root=str(place)).train
+    older = {data.ingredient.path: getattr(data, "BEFORE", {}) | settings.get(data.ingredient.path, {})}
+    split = call(data.load, data.ingredient, settings | older, rng=rng, root=str(place)).train
     device = trainer.prepare(device=device, threads=0, deterministic=False)
     images = Store(split, device)
     if images.fingerprint != events[0]["data"][0]:

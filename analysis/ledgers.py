@@ -156,7 +156,7 @@ def agreed(folder, events):
     """How many evaluations the arrays of a run hold. Raises Refused where they are not what its ledger says."""
     evaluated = [event for event in events if event["event"] == "evaluated"]
     said = {
-        curve_of(folder): [event["metrics"].get("test.dice") for event in evaluated],
+        curve_of(folder): [event["metrics"].get(events[0].get("headline", "test.dice")) for event in evaluated],
         folder / "budget.npy": [[event["images"], event["pixels"]] for event in evaluated],
         folder / "dice.npy": [event["per_image"].get("dice") for event in evaluated],
     }

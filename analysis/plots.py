@@ -4,7 +4,6 @@ They are drawn from the frames that analysis/runs.py and analysis/statistics.py 
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analysis import runs, statistics
+from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 
 # Okabe & Ito's colours, told apart by colour-blind readers; markers tell the methods apart without colour
@@ -34,6 +34,10 @@ COSTS = {  # column of a frame: (its unit in a figure, what the axis says)
     "minutes": (1, "annotation by the stated model (minutes)"),
 }
 METRICS = {"test.dice": "mean test Dice", "ece": "expected calibration error"}
+METRICS |= {
+    "test.miou": "test mIoU, all images' pixels together",
+    "test.class_dice": "test Dice, all images' pixels together",
+}
 LINES = ("-", "--", "-.", (0, (1, 1)), (0, (8, 2)))
 KINDS = {"averaged passes": "-", "single pass": (0, (1, 1))}  # of a prediction; see analysis/calibration.py
 FEWEST = 3  # runs that have an interval; that of two is mostly noise about its own width
@@ -76,7 +80,7 @@ def curves(frame, costs=("images",), metric="test.dice", constant=None, size=(7,
     """A Figure, a panel for each of `costs`: every method's mean and its 95 % t interval, below 3 runs each run.
 
     `frame` is that of analysis.runs.load, of one dataset. Dashed is the mean of the runs on all training labels,
-    dotted is `constant`, the Dice of calling everything foreground. Raises Refused when two runs share label and run
+    dotted is `constant`, what calling everything foreground scores. Raises Refused when two runs share label and run
     and would be drawn as one.
     """
     if frame.duplicated(["label", "run", "cycle"]).any():
@@ -184,22 +188,21 @@ def main(source, output, **asked):
     datasets = frame["dataset"].unique()
     if len(datasets) > 1:
         raise Refused(f"{source} holds runs on {', '.join(datasets)}: draw the folder of one dataset at a time.")
-    if "test.dice" not in frame:
-        raise Refused(f"{source} holds no test Dice: its dataset has no test images.")
+    metric = runs.headline(frame)
+    if metric not in frame:
+        raise Refused(f"{source} holds no test Dice: its dataset has no test images, or none with foreground.")
     try:
-        curves(frame, constant=runs.constant_dice(source, datasets[0])).savefig(output)
+        curves(frame, metric=metric, constant=runs.constant_dice(source, datasets[0])).savefig(output)
     except OSError as error:
         raise Refused(f"{output} cannot be written ({error.strerror}): give another name.") from error
     print(output)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("results", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("learning_curves.png"))
     runs.add_published(parser)
     arguments = parser.parse_args()
-    try:
+    with one_line_errors():
         main(arguments.results, arguments.output, **runs.published(arguments))
-    except Refused as refused:
-        sys.exit(str(refused))

@@ -20,6 +20,7 @@ from PIL import Image
 
 from analysis import plots, runs, statistics
 from analysis.ledgers import aloud, bare_arrays, bounded, curve_of, finished, silent
+from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 from experiments.records.cells import harmless
 
@@ -51,26 +52,29 @@ def report(source, baseline="", margin=0.0, **asked):
         raise Refused(statistics.unknown(baseline, methods or [statistics.CEILING]))
     baseline = baseline or "random"
     books = finished(source, say=silent)
-    tested = "test.dice" in frame
-    frame = frame if tested else frame.assign(**{"test.dice": float("nan")})
+    judges = {dataset: runs.headline(group) for dataset, group in frame.groupby("dataset")}
+    tested = bool(set(judges.values()) & set(frame))
+    frame = frame.assign(**dict.fromkeys(set(judges.values()) - set(frame), float("nan")))
     classes = pd.DataFrame({"dataset": []})
     if books and tested:
         classes = per_class(runs.load(source, per_image=True, say=silent))
     studies, tables = [], {"curves.csv": frame}
     for number, (dataset, group) in enumerate(frame.groupby("dataset"), 1):
-        ends, verdicts, missing = compare(group, baseline, margin)
+        metric = judges[dataset]
+        ends, verdicts, missing = compare(group, baseline, margin, metric)
         studies.append(
             {
                 "dataset": dataset,
-                "about": about(group),
+                "about": about(group, metric),
+                "measure": {"test.miou": "mIoU", "test.class_dice": "class Dice"}.get(metric, "Dice"),
                 "ends": ends,
                 "verdicts": verdicts,
                 "missing": missing,
-                "paired": starts_alike(group),
-                "curves": curves(group, runs.constant_dice(source, dataset)),
-                "budgets": statistics.per_budget(group).reset_index(),
-                "penalties": statistics.penalty_matrix(group) if verdicts is not None else None,
-                "efficiency": statistics.fg_efficiency(group).to_dict(),
+                "paired": starts_alike(group, metric),
+                "curves": curves(group, runs.constant_dice(source, dataset), metric),
+                "budgets": statistics.per_budget(group, metric).reset_index(),
+                "penalties": statistics.penalty_matrix(group, metric) if verdicts is not None else None,
+                "efficiency": statistics.fg_efficiency(group, metric).to_dict(),
                 "classes": classes[classes["dataset"] == dataset],
             }
         )
@@ -114,11 +118,11 @@ def inside(folder, pattern):
     return sorted(p for p in found if p.is_file() and p.resolve() == root / p.relative_to(folder))
 
 
-def about(frame):
+def about(frame, metric="test.dice"):
     """What was studied on one dataset, as {what: text}."""
     full = frame[frame["label"] == statistics.CEILING]
     active = full if len(full) == len(frame) else frame.drop(full.index)
-    runs_of, images, ceiling = active.groupby("label")["run"].nunique(), active["images"], full["test.dice"]
+    runs_of, images, ceiling = active.groupby("label")["run"].nunique(), active["images"], full[metric]
     text = {
         "methods": ", ".join(runs_of.index),
         "runs of each": " to ".join(str(n) for n in sorted({runs_of.min(), runs_of.max()})),
@@ -131,31 +135,31 @@ def about(frame):
     return text
 
 
-def compare(frame, baseline, margin):
+def compare(frame, baseline, margin, metric="test.dice"):
     """(endpoints by method, verdict table, what is missing for one) of a dataset; what there is none of is None."""
     ends = None
     try:
-        ends = statistics.endpoints(frame).groupby("label", as_index=False)
+        ends = statistics.endpoints(frame, metric).groupby("label", as_index=False)
         ends = ends.agg(runs=("run", "size"), aubc=("aubc", "mean"), sd_ddof1=("aubc", "std"), final=("final", "mean"))
-        return ends, statistics.compare(frame, baseline, margin), ""
+        return ends, statistics.compare(frame, baseline, margin, metric), ""
     except Refused as error:
         return ends, None, str(error)
 
 
-def starts_alike(frame):
-    """Whether the first Dice of every run is the same for all methods, bit for bit."""
+def starts_alike(frame, metric="test.dice"):
+    """Whether the first value of every run is the same for all methods, bit for bit."""
     first = frame[(frame["cycle"] == 0) & (frame["label"] != statistics.CEILING)]
-    return (first.groupby("run")["test.dice"].nunique() == 1).all()
+    return (first.groupby("run")[metric].nunique() == 1).all()
 
 
-def curves(frame, constant):
+def curves(frame, constant, metric="test.dice"):
     """The learning curves as SVG whose text and lines take the page's colour; None without test Dice."""
-    if frame["test.dice"].isna().all():
+    if frame[metric].isna().all():
         return None
     svg = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "askmask"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # missing here, but the browser has fonts of its own
-        figure = plots.curves(frame, constant=constant, size=(5.4, 3.9))
+        figure = plots.curves(frame, metric=metric, constant=constant, size=(5.4, 3.9))
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     text = svg.getvalue()
     return text[text.index("<svg") :].replace("#000000", "currentColor")
@@ -294,7 +298,7 @@ def save(path, data):
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m analysis.report", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("results", type=Path, help="a results folder, searched with its subfolders")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
     parser.add_argument("--baseline", default="", help="the method that the others are compared with: random")
@@ -313,4 +317,5 @@ def main(words=None):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

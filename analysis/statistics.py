@@ -17,6 +17,7 @@ from scipy import optimize, stats
 
 from analysis import runs
 from analysis.ledgers import printable
+from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 
 CEILING = "full"  # the label of runs on all training labels
@@ -353,7 +354,7 @@ def bootstrap(values, repeats=5000, alpha=0.05, seed=0):
 
 def _metric(frame, named):
     """The metric that is meant: the only one need not be named."""
-    metrics = [name for name in frame if name not in (*runs.SETTINGS, "cycle", *runs.COSTS)]
+    metrics = [name for name in frame if name not in (*runs.SETTINGS, "headline", "cycle", *runs.COSTS)]
     if named not in metrics and len(metrics) != 1:
         raise Refused(f"There is no metric {named} here, only {', '.join(metrics)}: name one by --metric.")
     return named if named in metrics else metrics[0]
@@ -426,7 +427,8 @@ _texts["to_95"] = lambda value: "not reached" if value == np.inf else _four(valu
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(prog="python -m analysis.statistics", description=__doc__.splitlines()[0])
+    about = (__doc__ or "").partition("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m analysis.statistics", description=about)
     parser.add_argument(
         "source", help="a results folder, a mongodb:// URL or a CSV: method, seed, round, n_labelled, metric"
     )
@@ -434,12 +436,12 @@ def main(words=None):
     parser.add_argument(
         "--margin", type=float, default=0.0, help="the largest difference that does not matter, in the metric's units"
     )
-    parser.add_argument("--metric", default="test.dice", help="a CSV's only one need not be named")
+    parser.add_argument("--metric", default="", help="else the dataset's headline; a CSV's only one need not be named")
     runs.add_published(parser)
     given = parser.parse_args(words)
     try:
         frame = runs.load(given.source, **runs.published(given))
-        metric = _metric(frame, given.metric)
+        metric = _metric(frame, given.metric or runs.headline(frame))
         table = compare(frame, given.baseline, given.margin, metric)
     except Refused as error:
         sys.exit(str(error))
@@ -452,4 +454,5 @@ def main(words=None):
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -13,8 +13,9 @@ from PIL import Image
 from sacred import Ingredient
 from tqdm import tqdm
 
-from data.glas import CHANNELS, CLASSES, HAS, IGNORE, read_folder  # noqa: F401  a dataset has these constants
+from data.glas import BEFORE, CHANNELS, CLASSES, HAS, HEADLINE, IGNORE, read_folder  # noqa: F401  a dataset has these
 from experiments.errors import Refused
+from experiments.settings import Range
 
 MARGIN = 8  # drawn around every image, so that sections of one scene can shift
 HEADER = "name,patient ID, grade (GlaS), grade (Sirinukunwattana et al. 2015)"
@@ -27,18 +28,22 @@ def settings():
     root = "data/Phantom"  # each drawing lies in its own folder in here, seed_0, seed_1 ...
     seed = 0  # which drawing; apart from the run's seed, so that runs compare on the same images
     crop = 80  # images are 112 to 144 a side: a window smaller than each, for shifts
-    folds = 5  # 64 images to learn from, 16 validate
+    folds = 5  # about 64 images to learn from, 16 validate
     fold = 0  # which part validates, 0 to folds - 1
+    split = "patients"  # keeps each patient's images, near-duplicate sections among them, in one part; or "images"
+
+
+ALLOWED = {"seed": Range(least=0), "crop": Range(least=0), "folds": Range(least=2), "fold": Range(least=0)}
 
 
 @ingredient.capture
-def load(rng, root, seed, crop, folds, fold):
+def load(rng, root, seed, crop, folds, fold, split):
     folder = Path(root, f"seed_{seed}")
     if not (isinstance(seed, int) and seed >= 0):
         raise Refused(f"seed of phantom is {seed}: choose a whole number from 0.")
-    if not (folder / "Grade.csv").is_file():
+    if not os.path.exists(folder / "Grade.csv"):
         draw_folder(folder, seed)
-    return read_folder(folder, rng, 1.0, crop, folds, fold, f"delete {folder}, it will be drawn again")
+    return read_folder(folder, rng, 1.0, crop, folds, fold, split, f"delete {folder}, it will be drawn again")
 
 
 def draw_folder(folder, seed):

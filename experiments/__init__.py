@@ -28,7 +28,7 @@ class _Submodules(MetaPathFinder, Loader):
 
     def find_spec(self, name, path, target=None):
         if name.startswith("torch.") and type(sys.modules["torch"]) is _Later:
-            assert sys.modules["torch"].nn  # loads it
+            sys.modules["torch"].__getattr__("nn")  # loads it
             if name in sys.modules:
                 self.made = sys.modules[name]
                 # with a spec of its own Python would take that one instead of ours
@@ -42,6 +42,12 @@ class _Submodules(MetaPathFinder, Loader):
         module.__spec__ = self.made_by
 
 
+missing = [name for name in ("torch", "sacred", "numpy", "baal", "PIL", "yaml") if find_spec(name) is None]
+if missing:
+    sys.exit(
+        f"AskMask's packages are not in this Python ({', '.join(missing)}): "
+        "activate .venv (`. .venv/bin/activate`) or run `make demo`."
+    )
 if "torch" not in sys.modules:
     later = _Later("torch")
     later.__spec__ = find_spec("torch")

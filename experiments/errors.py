@@ -1,5 +1,8 @@
 """What a user is told, in one line and without a traceback, when a run cannot start or go on."""
 
+import re
+from difflib import get_close_matches
+
 from sacred.utils import SacredError, SacredInterrupt
 
 
@@ -26,3 +29,24 @@ class Terminated(KeyboardInterrupt):
 
     STATUS = "INTERRUPTED"
     code = 143
+
+
+def hint(wrong, known):
+    """ " Did you mean bald?" where one of the known words is near the wrong one, else nothing."""
+    close = get_close_matches(str(wrong), [str(word) for word in known], n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def listed(words, most=12):
+    """The words with commas between, no more of them than can be read at once."""
+    words = [str(word) for word in words]
+    more = f" and {len(words) - most} more (`python -m experiments.catalogue`)" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
+
+
+def shown(value, most=80):
+    """A value as a message of one line shows it: cut where it is long, and of an address nothing but its kind."""
+    text = repr(value)
+    if re.search("://|:.*@", text):
+        return "an address"
+    return text if len(text) <= most else f"{text[:most]}..."

@@ -8,7 +8,7 @@ from sacred import Ingredient
 
 from experiments import metrics
 from experiments.acquisition.prediction import pass_keys, predict, winner
-from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("evaluation")
 
@@ -20,22 +20,20 @@ def settings():
     batch = 0  # images at once, 0: as many as suit the device; changes speed and memory only
 
 
-@ingredient.capture
-def check(passes, batch):
-    """Refuse what cannot be counted."""
-    if passes < 1:
-        raise Refused(f"evaluation.passes must be at least 1, not {passes}: evaluation.dropout=False makes none.")
-    if batch < 0:
-        raise Refused(f"evaluation.batch must be at least 1, or 0 for what suits the device, not {batch}.")
+ALLOWED = {
+    "passes": Range(least=1, note="evaluation.dropout=False makes none"),
+    "batch": Range(least=1, zero="what suits the device"),
+}
 
 
 @ingredient.capture
 def evaluate(model, store, place, classes, passes, dropout, batch, advance=lambda pixels: None):
     """Metrics of all images of a labelled Store: (scalars, per-image arrays as nested lists [image][class], bins).
 
-    `dice` and `iou` are the mean over images of the mean over foreground classes, `pooled_dice` counts all
-    images' pixels together, `accuracy` and `ece` are over pixels; `deterministic_*` are those of one pass
-    without dropout. `bins` are those of metrics.calibration_bins.
+    `dice`, `iou`, `miou` and `class_dice` are those of metrics.overlaps, `accuracy` and `ece` are over pixels;
+    `deterministic_*` are those of one pass without dropout. A class that is in neither truth nor prediction of an image
+    is None there. Without a foreground pixel in all images there are no overlaps, and no arrays. `bins` are those of
+    metrics.calibration_bins.
     """
     from experiments.network.inference import Network  # needs torch at once
 
@@ -54,31 +52,25 @@ def evaluate(model, store, place, classes, passes, dropout, batch, advance=lambd
         for members, batch_counts in pending:
             counted[members] = batch_counts.cpu()
         bins = bins.cpu()
-        scalars |= {prefix + name: value for name, value in summary(counted, bins).items()}
+        overlaps = metrics.overlaps(counted, store.foreground)
+        over_pixels = {"accuracy": metrics.accuracy(counted).item(), "ece": metrics.ece(bins).item()}
+        scalars |= {prefix + name: value for name, value in {**overlaps, **over_pixels}.items()}
         calibration[f"{prefix}bins"] = bins.tolist()
-        arrays |= {
-            f"{prefix}dice": metrics.dice(counted).tolist(),
-            f"{prefix}iou": metrics.iou(counted).tolist(),
-        }
+        if overlaps:
+            arrays |= {f"{prefix}{m.__name__}": plain(m(counted)) for m in (metrics.dice, metrics.iou)}
     return scalars, arrays, calibration
 
 
-def summary(counts, bins):
-    """Plain floats by name, from (images, classes, 3) counts and calibration bins."""
-    return {
-        "dice": metrics.dice(counts)[:, 1:].mean().item(),
-        "iou": metrics.iou(counts)[:, 1:].mean().item(),
-        "pooled_dice": metrics.dice(counts.sum(0))[1:].mean().item(),
-        "accuracy": metrics.accuracy(counts).item(),
-        "ece": metrics.ece(bins).item(),
-    }
+def plain(values):
+    """(images, classes) as nested lists for JSON, which has no NaN."""
+    return [[None if value != value else value for value in row] for row in values.tolist()]
 
 
-def constant_dice(store, classes):
-    """Mean foreground Dice of the best answer that looks at nothing: one foreground class everywhere."""
+def constant_answer(store, classes, measure="dice"):
+    """What the best answer that looks at nothing scores, one foreground class everywhere; None without foreground."""
     masks = [store.mask(i)[None] for i in range(len(store))]
     scores = []
-    for answer in range(1, classes):
+    for answer in range(classes)[store.foreground]:
         counted = torch.cat([metrics.counts(torch.full_like(mask, answer), mask, classes) for mask in masks])
-        scores.append(metrics.dice(counted)[:, 1:].mean().item())
-    return max(scores)
+        scores += [metrics.overlaps(counted, store.foreground).get(measure)]
+    return None if None in scores else max(scores)

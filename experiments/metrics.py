@@ -1,12 +1,23 @@
 """Segmentation metrics from per-image counts; IGNORE pixels are never counted.
 
-One convention everywhere: a class that is neither in the truth nor predicted scores 1, one that is only in one of
-both scores 0 (MONAI's `ignore_empty=False`).
+What a class scores in an image that lacks it: 0 if it is in the truth or in the prediction alone. If it is in neither,
+it is skipped, NaN in the image's values and left out of the image's mean over classes (as nnU-Net's
+evaluate_predictions.py does), so that a model is not paid for never finding a rare class. An image whose foreground
+classes are all in neither is answered right and scores 1 (MONAI's `ignore_empty=False`); where there are two classes
+their values are 1 then, not NaN.
+
+Over a test set there are two means, and a dataset's HEADLINE says which of them judges: `dice` and `iou`, over images
+of the mean over their foreground classes; or `miou` and `class_dice`, over the foreground classes that occur in the
+truth, the pixels of all images counted together (as PASCAL VOC does, https://doi.org/10.1007/s11263-014-0733-5).
 """
 
 import torch
 
+from experiments.errors import Refused
 from experiments.store import IGNORE
+
+HEADLINES = {"dice": "Dice", "miou": "mIoU", "class_dice": "class Dice"}  # what a dataset may state: in words
+OVERLAPS = ("dice", "iou", "miou", "class_dice")
 
 BINS = 15  # of the calibration error, as Guo et al. 2017
 
@@ -22,14 +33,50 @@ def counts(labels, masks, classes):
 def dice(counts):
     """2 |A and B| / (|A| + |B|): (..., classes, 3) -> (..., classes) float64. Dice 1945."""
     both, predicted, true = counts.double().unbind(-1)
-    return torch.where(predicted + true > 0, 2 * both / (predicted + true), 1.0)
+    return _share(2 * both, predicted + true)
 
 
 def iou(counts):
     """|A and B| / |A or B|: (..., classes, 3) -> (..., classes) float64. Jaccard 1912."""
     both, predicted, true = counts.double().unbind(-1)
-    union = predicted + true - both
-    return torch.where(union > 0, both / union, 1.0)
+    return _share(both, predicted + true - both)
+
+
+def _share(part, whole):
+    return torch.where(whole > 0, part / whole, 1.0 if whole.shape[-1] == 2 else torch.nan)
+
+
+def over_images(values, foreground):
+    """The mean over images of the mean over the `foreground` classes that are not NaN: (images, classes) -> ()."""
+    values = values[:, foreground]
+    return values.nanmean(1).nan_to_num(nan=1.0).mean() if values.isnan().any() else values.mean()
+
+
+def over_classes(measure, counts, foreground):
+    """The mean of `measure` of all images' pixels over the `foreground` classes in the truth: (images, C, 3) -> ()."""
+    total = counts.sum(0)
+    return measure(total)[foreground][total[foreground, 2] > 0].mean()
+
+
+def overlaps(counts, foreground):
+    """{name: float} of OVERLAPS from (images, classes, 3) counts; {} if no image has a `foreground` pixel."""
+    if not counts[:, foreground, 2].any():
+        return {}
+    values = {
+        "dice": over_images(dice(counts), foreground),
+        "iou": over_images(iou(counts), foreground),
+        "miou": over_classes(iou, counts, foreground),
+        "class_dice": over_classes(dice, counts, foreground),
+    }
+    return {name: value.item() for name, value in values.items()}
+
+
+def headline(dataset):
+    """The name in a run's metrics that judges runs on this dataset file. Raises Refused for another than HEADLINES."""
+    stated = getattr(dataset, "HEADLINE", "dice")
+    if stated not in HEADLINES:
+        raise Refused(f"HEADLINE of {dataset.__name__} is one of {', '.join(HEADLINES)}, not {stated!r}.")
+    return f"test.{stated}"
 
 
 def accuracy(counts):

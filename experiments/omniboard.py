@@ -22,12 +22,13 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
+from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 
 OMNIBOARD = "omniboard@2.16.1"
 URL = "mongodb://127.0.0.1:27017/sacred"
 FOLDER = Path("mongo")  # the data of our mongod, and both logs
-PRELOAD = Path(__file__).with_name("omniboard.js")
+PRELOAD = Path(__file__).parent / "records" / "omniboard.js"
 
 CUSTOM = {  # column: where a run's document has it
     "heuristic": "config.heuristic",
@@ -36,16 +37,19 @@ CUSTOM = {  # column: where a run's document has it
     "run": "config.run",
     "cycles": "config.cycles",
     "labelled_images": "info.labelled_images",
+    "headline": "info.headline",  # the metric that judges the run, as its dataset states it, and of this metric,
+    "best": "info.best",  # to three digits, for Omniboard rounds no metric:
+    "last": "info.last",
 }
-METRIC = {"best_dice": ("test.dice", "max"), "last_dice": ("test.dice", "last")}  # column: metric, what of it
+REPLACED = {"best_dice": "max", "last_dice": "last"}  # columns that earlier versions made of the metric test.dice
 OWN = {"experiment_name": "experiment.name", "tags": "omniboard.tags", "notes": "omniboard.notes"}  # Omniboard's
-SHOWN = ["_id", "experiment_name", "status", *CUSTOM, *METRIC]  # then a user's columns, then these:
+SHOWN = ["_id", "experiment_name", "status", *CUSTOM]  # then a user's columns, then these:
 LAST = ["duration", "notes", "tags", "start_time"]
 OFFERED = ["command", "result", "c_model", "c_initial", "c_start", "c_query", "c_mc_iters", "c_label", "c_seed"]
 WIDTHS = {"_id": 50, "experiment_name": 105, "status": 115, "heuristic": 115, "batch": 80, "run": 60, "cycles": 75}
 WIDTHS |= {"notes": 220, "tags": 160, "start_time": 150}  # pixels, else:
 WIDTH = 90
-PLOTTED = ["test.dice", "test.iou", "val.dice"]
+PLOTTED = ["test.dice"]  # so that compared runs are a line each
 
 
 def main(url, port):
@@ -163,8 +167,9 @@ def seed(runs):
     """Add our columns to the Database where no column has their name; whatever a user has made stays."""
     for name, path in CUSTOM.items():
         add(runs["omniboard.custom.columns"], name, config_path=path)
-    for name, (metric, extrema) in METRIC.items():
-        add(runs["omniboard.metric.columns"], name, metric_name=metric, extrema=extrema)
+    for name, extrema in REPLACED.items():
+        own = {"name": name, "metric_name": "test.dice", "extrema": extrema}
+        runs["omniboard.metric.columns"].delete_one(own)
 
 
 def add(columns, name, **values):
@@ -206,18 +211,16 @@ def reason(log):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     known = os.environ.get("MONGO_URI", URL)
     parser.add_argument("--url", default=known, help=f"of the MongoDB with its database: $MONGO_URI, or {URL}")
     parser.add_argument("--port", type=int, default=9000, help="of the web page on this machine, %(default)s")
     arguments = parser.parse_args()
     for ending in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ending, lambda number, frame: sys.exit(128 + number))
-    try:
-        main(arguments.url, arguments.port)
-    except Refused as refused:
-        sys.exit(str(refused))
-    except PyMongoError as error:
-        sys.exit(f"MongoDB does not let us add columns ({type(error).__name__}): its user needs the role readWrite.")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    with one_line_errors():
+        try:
+            main(arguments.url, arguments.port)
+        except PyMongoError as error:
+            reason = f"MongoDB does not let us add columns ({type(error).__name__})"
+            sys.exit(f"{reason}: its user needs the role readWrite.")

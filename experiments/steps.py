@@ -1,5 +1,6 @@
 """The steps of a run, each leaving its event in the ledger, or taking it from there when it was done before."""
 
+import gc
 import io
 import math
 from contextlib import contextmanager
@@ -13,19 +14,19 @@ import numpy as np
 import torch
 
 from experiments import evaluation, metrics
-from experiments.acquisition import needs, querying
-from experiments.components import PRESETS, load
+from experiments.acquisition import needs, querying, showing, trial
+from experiments.components import PRESETS, load, written
 from experiments.errors import Refused
 from experiments.network import checkpoint
-from experiments.network.device import check_compiling
+from experiments.network.device import check_compiling, ran_out_of_memory
 from experiments.randomness import generator, key
 from experiments.records import ledger
 from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks
 from experiments.records.files import write
 from experiments.records.ledger import Ledger, is_finished
-from experiments.records.progress import Progress, plan
+from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
-from experiments.store import IGNORE, Store
+from experiments.store import IGNORE, Store, refuse_ignored_foreground
 from experiments.training import trainer, weights
 
 
@@ -49,6 +50,7 @@ class State:
     bar: Progress
     holds: int | None = None  # the cycle whose trained weights are in the model
     learner: Any = None  # what a learned strategy trained beside them
+    asked: Any = None  # the last query as its pictures show it, until its masks are there
 
     def at(self, cycle):
         return (*self.place, cycle)
@@ -59,10 +61,16 @@ def check(config, parts, usual):
 
     `usual` are the defaults of all settings.
     """
-    print(f"Dataset {config['dataset']}: {parts['dataset'].__doc__.splitlines()[0]}", flush=True)
+    [about, *_] = written("dataset", config["dataset"])["__doc__"].split("\n")  # -OO leaves modules without theirs
+    say(f"Dataset {config['dataset']}: {about}")
+    metrics.headline(parts["dataset"])
     splits = find_images(config, parts)
     needs.check(config, parts, splits)
-    config = resolve_counts(config, parts, len(splits.train))
+    trial.check(config, parts, splits)
+    size, start = len(splits.train), config["start"]
+    if isinstance(start, int) and start > size:
+        raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
+    config = resolve_counts(config, parts, size)
     if 0 < config["pool_size"] < config["query"]:
         looked, asked = config["pool_size"], config["query"]
         raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
@@ -89,6 +97,28 @@ def device_of(config):
     return trainer.prepare(device=config["device"], threads=config["threads"])
 
 
+LOWER = {  # what takes less memory, by the word for what is done
+    "training": "trainer.batch, the crop or the model's width",
+    "testing": "evaluation.batch or the model's width",
+    "scoring": "prediction.batch, prediction.mc_chunk, pool_size or the model's width",
+    "reading": "the images' size (resize) or their number",
+}
+
+
+@contextmanager
+def memory_explained(stage):
+    """Raise Refused, naming the settings to lower, where memory runs out; `stage()` says what is being done."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        doing = stage()
+        lower = next((settings for word, settings in LOWER.items() if word in doing), LOWER["training"])
+        fix = f"free some and the same command continues, or lower {lower} under another label=..."
+        raise Refused(f"Memory ran out ({doing}): {fix}") from error
+
+
 @contextmanager
 def prepare(config, run, parts, usual):
     """Read the images, open the ledger, build the model: a State for the other steps."""
@@ -101,24 +131,34 @@ def prepare(config, run, parts, usual):
         if config[part]["compiled"]:
             check_compiling(f"{part}.compiled")
     splits = find_images(config, parts)
-    stores = [split and Store(split, device) for split in splits[:3]]
+    with memory_explained(lambda: "reading the images"):
+        stores = [split and Store(split, device, classes=data.CLASSES) for split in splits[:3]]
     train, val, test = stores
     for annotated in filter(None, (val, test)):
         annotated.label(range(len(annotated)))
+    refuse_ignored_foreground(list(filter(None, stores)), config["dataset"])
+    trainer.check_validation(val)
     size, classes = len(train), len(data.CLASSES)
     config, folder = resolve_counts(config, parts, size), folder_of(config)
     print_summary(config, run, parts, splits, test, classes, made)
     fingerprints = [store and store.fingerprint for store in stores]
     masks = {name: store and digest_masks(store, range(len(store))) for name, store in (("val", val), ("test", test))}
-    book = Ledger(folder, config, fingerprints, usual, train.ids, masks=masks, made=made)
-    with book as ledger, Progress(plan(config, splits.crop, *stores)) as bar:
+    with (
+        Ledger(folder, config, fingerprints, usual, train.ids, masks=masks, made=made) as ledger,
+        Progress(plan(config, splits.crop, *stores, ledger.events)) as bar,
+        memory_explained(lambda: bar.stage or "building the model, training"),
+    ):
         if ledger.events:
             go_on(ledger, config, made, masks, {"val": val, "test": test})
         torch.manual_seed(key(*place, "weights") % 2**63)
         model = model_file.build(channels=data.CHANNELS, classes=classes)
         model, first = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)
         active = ActiveLearningDataset(range(size))
-        yield State(config, run, parts, place, splits.crop, *stores, active, classes, model, first, ledger, bar)
+        gc.freeze()  # what was imported is no garbage: looking for some takes a tenth of the time
+        try:
+            yield State(config, run, parts, place, splits.crop, *stores, active, classes, model, first, ledger, bar)
+        finally:
+            gc.unfreeze()
 
 
 def go_on(ledger, config, made, masks, stores):
@@ -130,34 +170,37 @@ def go_on(ledger, config, made, masks, stores):
     if not is_finished(ledger.events, config["cycles"]):
         line = refuse_other_making(ledger.folder, ledger.events, made, config["resume"] == "anyway")
         if line:
-            print(line, flush=True)
+            say(line)
             cycle = sum(e["event"] == "evaluated" for e in ledger.events)
             ledger.append("resumed", cycle, made=made, **({} if began else {"masks": masks}))
     if ledger.chain.unsealed:
         lines = f"the first {ledger.chain.unsealed} lines of {ledger.path} have no hashes"
-        print(f"Written by an earlier version, {lines}: they are taken as they are.", flush=True)
+        say(f"Written by an earlier version, {lines}: they are taken as they are.")
     done = sum(e["event"] != "resumed" for e in ledger.events)
-    print(f"Going on from {ledger.folder}, where {done} steps are done.", flush=True)
+    say(f"Going on from {ledger.folder}, where {done} steps are done.")
 
 
 def print_summary(config, run, parts, splits, test, classes, made):
     """Say what is about to be done and on what, and what an answer that looks at nothing would score."""
     threads = f"{made['threads']} thread" + "s" * (made["threads"] != 1)
-    print(f"On {made['device']}, {threads}, {made['precision']}.", flush=True)
+    say(f"On {made['device']}, {threads}, {made['precision']}.")
     sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
     queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
-    print(
-        f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.",
-        flush=True,
-    )
+    say(f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.")
     if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
-        print(f"This is a small budget; the published one is `with {config['dataset']}`.", flush=True)
+        say(f"This is a small budget; the published one is `with {config['dataset']}`.")
     if getattr(parts["heuristic"], "JOINT", False):
-        print(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.", flush=True)
+        say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
     if test:
-        constant = evaluation.constant_dice(test, classes)
+        measure = metrics.headline(parts["dataset"]).removeprefix("test.")
+        constant = evaluation.constant_answer(test, classes, measure)
         run.info["constant_dice"] = constant
-        print(f"Calling every test pixel foreground would give Dice {constant:.3f}.", flush=True)
+        if constant is None:
+            what = f"None of the {len(test)} test images has a pixel of a foreground class"
+            say(f"{what}: Dice and IoU cannot be measured, only accuracy and calibration.")
+        else:
+            word = metrics.HEADLINES[measure]
+            say(f"Calling every test pixel foreground would give {word} {constant:.3f}.")
 
 
 def initial(state):
@@ -178,6 +221,7 @@ def initial(state):
             "classes": state.parts["dataset"].CLASSES,
             "test": state.test.ids if state.test else [],
             "constant_dice": state.run.info.get("constant_dice"),
+            "headline": metrics.headline(state.parts["dataset"]),
         }
         event = state.ledger.append("start", queries=queries, **named)
     return event["queries"]
@@ -194,9 +238,13 @@ def label(state, queries):
     """Open the masks that were asked for. Raises BadData, labelling none, if one of them cannot be used."""
     chosen = positions(state, queries)
     state.train.label(chosen)
+    refuse_ignored_foreground([s for s in (state.train, state.val, state.test) if s], state.config["dataset"])
     pool = np.flatnonzero(~state.active.labelled)
     if chosen:  # given no index, baal labels every image
         state.active.label(np.searchsorted(pool, chosen).tolist())
+    if state.asked:
+        showing.draw_answer(state, state.asked)
+        state.asked = None
 
 
 def positions(state, queries):
@@ -206,7 +254,7 @@ def positions(state, queries):
 
 
 def train_and_test(state, cycle):
-    """Train on what is labelled and test; logs the metrics, returns the test Dice or None.
+    """Train on what is labelled and test; logs the metrics, returns the test images' headline or None.
 
     Raises BadData where a mask that this cycle was the first to see is another one than its event in the ledger says.
     """
@@ -217,6 +265,7 @@ def train_and_test(state, cycle):
         refuse_other_masks(state.ledger.folder, state.train, opened, event.get("masks"))
     if event is None:
         check_pool(state, cycle)
+        gc.collect()  # else safetensors' and matplotlib's circles hold many cycles' weights and pictures
         seconds, seen = weights.fit(state, cycle)
         began = perf_counter()
         state.bar.start(f"cycle {cycle}/{state.config['cycles']}, testing")
@@ -287,27 +336,40 @@ def query(state, cycle):
         write(state.ledger.folder / "queries" / f"cycle_{cycle:03d}.csv", querying.table(pool, queries, scores))
         event = state.ledger.append("queried", cycle, queries=queries, memory=pool.memory)
         state.ledger.time(cycle, query=perf_counter() - began)
-    picture = state.ledger.folder / "queries" / f"cycle_{cycle:03d}.png"
-    maps = hasattr(state.parts["heuristic"], "uncertainty")
-    if maps and state.ledger.events[-1] is event and state.holds != cycle and not picture.exists():
-        weights.restore(state, cycle)  # a run that was stopped before this picture draws its maps too
-    querying.draw_query(state, cycle, event["queries"])
+    state.asked = showing.draw_query(state, cycle, event["queries"], lambda: can_show(state, cycle))
     return event["queries"]
 
 
+def can_show(state, cycle):
+    """Bring a cycle's weights into the model for its pictures; False if they are gone and a later cycle is tested."""
+    if state.holds != cycle:
+        digest = state.ledger.find("evaluated", cycle)["weights"]
+        if state.ledger.find("evaluated", cycle + 1) and state.ledger.load_weights(cycle, digest) is None:
+            return False
+        weights.restore(state, cycle)
+    return True
+
+
 def publish(state, cycle, event):
-    """Write the arrays, log the metrics at step = labelled images, print the cycle's line; returns the test Dice."""
+    """Write the arrays, log the metrics at step = labelled images, print the cycle's line; returns the headline."""
     for name, value in event["metrics"].items():
         state.run.log_scalar(name, value, event["images"])
     state.run.info["labelled_images"] = event["images"]
     state.ledger.write_arrays()
-    dice = event["metrics"].get("test.dice")
-    result = "no test images"
-    if dice is not None:
-        result = f"test Dice {dice:.3f}"
-        state.bar.result = f", Dice {dice:.3f}"
-    state.bar.line(f"cycle {cycle}/{state.config['cycles']}: {event['images']} images labelled, {result}")
-    return dice
+    headline = state.ledger.headline
+    score = event["metrics"].get(headline)
+    result = "no foreground in the test images" if state.test else "no test images"
+    if score is not None:
+        word = metrics.HEADLINES[headline.removeprefix("test.")]
+        result = f"test {word} {score:.3f}"
+        state.bar.result = f", {word} {score:.3f}"
+        curve = [
+            e["metrics"][headline] for e in state.ledger.events if e["event"] == "evaluated" and e["cycle"] <= cycle
+        ]
+        state.run.info |= {"headline": headline, "best": round(max(curve), 3), "last": round(score, 3)}
+    done = f"cycle {cycle}/{state.config['cycles']}: {event['images']} images labelled, {result}"
+    state.bar.line(done + state.bar.estimate())
+    return score
 
 
 def conclude(state):
@@ -321,16 +383,18 @@ def conclude(state):
     if curve in paths and state.config["cycles"]:
         state.run.add_artifact(str(draw_curve(state)), "learning_curve.png")
     state.run.info["queries"] = [e for e in state.ledger.events if e["event"] == "queried"]
-    state.bar.line(str(curve if curve in paths else state.ledger.folder))
+    state.bar.close()
+    say(curve if curve in paths else state.ledger.folder)  # without a clock, for scripts
 
 
 def draw_curve(state):
-    """Draw test Dice against labelled images as learning_curve.png, as analysis/ draws many; returns its path."""
+    """Draw the headline against labelled images as learning_curve.png, as analysis/ draws many; returns its path."""
     from analysis import plots, runs  # pandas and matplotlib take a second to import
 
     png = io.BytesIO()
     frame = runs.load(state.ledger.folder)
-    plots.curves(frame, constant=state.run.info["constant_dice"]).savefig(png, dpi=100)
+    constant = state.run.info["constant_dice"]
+    plots.curves(frame, metric=state.ledger.headline, constant=constant).savefig(png, dpi=100)
     path = state.ledger.folder / "learning_curve.png"
     write(path, png.getvalue())
     return path

@@ -1,6 +1,14 @@
 """The data path: every image decoded once into uint8, a mask only when its image is labelled.
 
-A dataset file describes its images (`Item`, `Split`); the `Store` keeps one split's pixels in two flat
+A dataset file describes its images (`Item`, `Split`, `Splits`) and states its constants:
+
+    CLASSES   names of the mask values 0, 1, 2 ...; one called "background" is no foreground and in no mean over classes
+    CHANNELS  of an image
+    IGNORE    the mask value that nothing counts, 255, from here
+    HAS       what strategies may ask of it: "groups" if items have one, "validation" if there may be a val
+    HEADLINE  the measure that judges its runs: "dice" (the default), "miou" or "class_dice", see metrics.py
+
+A `Store` keeps one split's pixels in two flat
 buffers, (P, channels) for the images and (P,) for the masks, so that a batch of crops of differently sized
 images is a single gather on the device. The mask of an image that nobody labelled is IGNORE everywhere.
 """
@@ -18,33 +26,40 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
+from experiments.command_line.process import stop_if_asked
 from experiments.errors import BadData
 from experiments.network.device import at_once
+from experiments.reading import decode, refuse_averaged  # noqa: F401  a dataset file takes all it needs from here
 
 IGNORE = 255  # the mask value of pixels that no loss and no metric counts
 RAM = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
-MAX_PIXELS = 100_000_000  # refuse a header that promises more: a decompression bomb, not a micrograph
 
 
 class Item(NamedTuple):
-    """One image of a dataset. `group` is known before labelling (a grade), `patient` keeps splits honest."""
+    """One image of a dataset: a name that is unique in it, and where its image and its mask lie.
+
+    `group` is what is known of the image before it is labelled (a grade, a site), for initial sets and batches in equal
+    parts. `source` is what images of it share (a patient, a slide, an animal, a video): dataset files keep those of one
+    source on one side of a split. Both are "" where nothing is known.
+    """
 
     id: str
     image: Path
     mask: Path
     group: str = ""
-    patient: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Part of a dataset as baal's ActiveLearningDataset wants it: indexable, one uint8 image each.
+    """Images of a dataset that serve one purpose, in a fixed order, with the functions that read their files.
 
-    `read_image(path)` gives (H, W, channels) uint8, `read_mask(path)` gives (H, W) uint8 class numbers
-    or IGNORE. Indexing gives images alone, so that nothing that holds a Split can open a mask by accident.
+    `read_image(path)` gives (H, W, channels) uint8, shown to the model as [0, 1]; images may differ in size.
+    `read_mask(path)` gives (H, W) uint8, as large as the image, of positions in CLASSES or IGNORE. Both raise BadData
+    naming the file, as `decode` does; read_image is called in threads. Indexing gives images alone, so that nothing
+    that holds a Split can open a mask by accident.
     """
 
     items: Sequence[Item]
@@ -55,7 +70,11 @@ class Split:
         return len(self.items)
 
     def __getitem__(self, index):
-        return self.read_image(self.items[index].image)
+        image = self.read_image(self.items[index].image)
+        if image.ndim != 3 or image.dtype != np.uint8:
+            found = f"{image.dtype} of shape {image.shape}"
+            raise BadData(f"{self.items[index].image} is read as {found}: read_image gives (H, W, channels) uint8.")
+        return image
 
     @property
     def ids(self):
@@ -67,7 +86,12 @@ class Split:
 
 
 class Splits(NamedTuple):
-    """What `load` of a dataset returns. `val` and `test` may be None; `crop` is the training window, 0 = whole."""
+    """What `load(rng, ...)` of a dataset returns; it lists files and opens no image.
+
+    `train` is the pool whose masks are asked for, `val` chooses the best weights of a cycle, `test` measures. Without
+    val the last weights stay, without test metrics are missing: both may be None. `crop` is the side of the training
+    window in pixels, 0 trains on whole images.
+    """
 
     train: Split
     val: Split | None
@@ -75,38 +99,19 @@ class Splits(NamedTuple):
     crop: int
 
 
-def decode(path, format, mode, resize=1.0):
-    """Decode `path` as (H, W, 3) uint8 for mode "RGB", or (H, W) uint8 for mode "L".
-
-    `resize` scales both sides, antialiased for RGB, nearest for L. A palette mask gives its indices, never its
-    colours. Raises BadData naming the file when it is missing, of another format, damaged or far too large.
-    """
-    try:
-        with Image.open(path, formats=[format]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadData(f"{path} claims {image.width} x {image.height} pixels, over {MAX_PIXELS}: replace it.")
-            if mode == "RGB":
-                image = image.convert("RGB")
-            elif image.mode not in ("L", "P"):
-                raise BadData(f"{path} is a {image.mode} image, a mask needs 8 bits a pixel: replace it.")
-            if resize != 1:
-                size = [max(1, round(side * resize)) for side in image.size]
-                filters = Image.Resampling
-                image = image.resize(size, filters.BILINEAR if mode == "RGB" else filters.NEAREST)
-            return np.array(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadData(f"{path} cannot be read as a {format} image ({error}): replace the file.") from error
-
-
 class Store:
     """All pixels of one Split: images decoded at once, masks IGNORE until `label` opens them.
 
     The images lie on `device` where they fit in half of its free memory, otherwise in RAM, and with their masks in
     temporary memory-mapped files where they take more than `memory` bytes, by default a quarter of the RAM.
+    `classes` names the values that masks may hold beside IGNORE; () takes any. `mask_pixels` (256,) counts the pixels
+    of each value in the masks opened so far.
     """
 
-    def __init__(self, split, device, memory=RAM // 4):
-        self.split, self.device = split, torch.device(device)
+    def __init__(self, split, device, memory=RAM // 4, classes=()):
+        self.split, self.device, self.classes = split, torch.device(device), tuple(classes)
+        self.foreground = foreground(classes)
+        self.mask_pixels = np.zeros(256, dtype=np.int64)
         self.ids, self.groups = split.ids, split.groups
         images = tqdm(read_ahead(split), "reading images", len(split), leave=False, disable=None, delay=1)
         self.pixels, sizes, self.fingerprint = _flat(images, self.device, memory)
@@ -136,18 +141,21 @@ class Store:
         for index, mask in zip(indices, opened, strict=True):
             self.mask_digests[index] = sha256(f"{mask.shape}".encode() + mask.tobytes()).hexdigest()
             self.mask(index).copy_(torch.from_numpy(mask))
+            self.mask_pixels += np.bincount(mask.ravel(), minlength=256)
 
     def batches(self, indices, size=0):
         """Yield (indices, images (B, H, W, channels) uint8) of equal size, in order within a size; only to be read.
 
-        At most `size` at once, 0: as many as the device does best at once.
+        At most `size` at once, 0: as many as the device does best at once; what is left of a size in powers of two, for
+        torch keeps what it prepares for every shape, and a pool has a new number of images in each cycle.
         """
         by_size = sorted(indices, key=lambda i: (self.sizes[i], i))
         for (height, width), same in groupby(by_size, key=self.sizes.__getitem__):
             same = list(same)
             step = size or at_once(height * width, self.device)
-            for start in range(0, len(same), step):
-                batch = same[start : start + step]
+            while same:
+                count = step if len(same) >= step else 1 << len(same).bit_length() - 1
+                batch, same = same[:count], same[count:]
                 images = [self.image(i) for i in batch]
                 yield batch, (images[0][None] if len(batch) == 1 else torch.stack(images)).to(self.device)
 
@@ -157,10 +165,42 @@ class Store:
     def _open_mask(self, index):
         item = self.split.items[index]
         mask = self.split.read_mask(item.mask)
+        if mask.ndim != 2:
+            raise BadData(f"{item.mask} is read with the shape {mask.shape}: read_mask gives (H, W).")
         if mask.shape != self.sizes[index]:
             (h, w), (height, width) = mask.shape, self.sizes[index]
             raise BadData(f"{item.mask} is {w} x {h}, its image {width} x {height}: replace the mask.")
-        return mask
+        known = {*range(len(self.classes) or IGNORE), IGNORE}
+        other = [value for value in np.unique(mask).tolist() if value not in known]
+        if other:
+            found, more = ", ".join(f"{v:g}" for v in other[:8]), " ..." if len(other) > 8 else ""
+            names = ", ".join(f"{number} {name}" for number, name in enumerate(self.classes))
+            raise BadData(
+                f"{item.mask} holds the values {found}{more}, which are no class: {names}; {IGNORE} is ignored. "
+                "Correct the mask, or have read_mask say which class they are."
+            )
+        return mask.astype(np.uint8, copy=False)
+
+
+def foreground(classes):
+    """Which positions of an axis of classes are foreground: all without a class called background, else all but 0."""
+    return slice(1 if not classes or "background" in classes else 0, IGNORE)
+
+
+def refuse_ignored_foreground(stores, dataset):
+    """Raise BadData if no mask opened so far has foreground and some have IGNORE: 255 was meant as a class.
+
+    What one Store shows is held against all of `stores`, for single images may well be empty with a part ignored.
+    """
+    first, *others = stores
+    pixels = sum((store.mask_pixels for store in others), first.mask_pixels)
+    if pixels[IGNORE] and not pixels[first.foreground].sum():
+        held = " and ".join(map(str, np.flatnonzero(pixels)))
+        wanted = " or ".join(f"{n} {name}" for n, name in enumerate(first.classes) if name != "background")
+        raise BadData(
+            f"The masks of {dataset} opened so far hold {held} only and no pixel of class {wanted}: {IGNORE} means "
+            f"ignore. Where it is meant as a class, have read_mask say so, as by `> 127`."
+        )
 
 
 def read_ahead(split, window=32):
@@ -180,6 +220,7 @@ def _flat(images, device, memory):
     sizes, parts, digest, spill = [], [], sha256(), None
     held = 0
     for image in images:
+        stop_if_asked()
         flat = np.ascontiguousarray(image).reshape(-1, image.shape[-1])
         sizes.append(image.shape[:2])
         digest.update(repr(image.shape).encode())

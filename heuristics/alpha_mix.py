@@ -1,4 +1,4 @@
-"""alpha H[mean_t p_t] + (1 - alpha) mean_t H[p_t], in nats: total and expected entropy mixed.
+"""Entropy mix ("JSD"): alpha H[mean_t p_t] + (1 - alpha) mean_t H[p_t] of predictive and expected entropy, in nats.
 
 Published as "JSD" by StochasticBatchAL and AL-MGS (Gaillochet et al. 2023, https://arxiv.org/abs/2301.07670), whose
 code adds the two entropies with these weights; the Jensen-Shannon divergence is their difference, which is `bald`.
@@ -7,14 +7,19 @@ code adds the two entropies with these weights; the Jensen-Shannon divergence is
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import entropy
+from experiments.settings import Range
 
 ingredient = Ingredient("alpha_mix")
+UNIT = "nats"
 
 
 @ingredient.config
 def settings():
     alpha = 0.5  # 1 is `entropy`, 0 is `expected_entropy`; the published value is .5
     reduction = "mean"  # how the map becomes one score: mean, max, q90, foreground ...
+
+
+ALLOWED = {"alpha": Range(least=0, most=1)}
 
 
 @ingredient.capture

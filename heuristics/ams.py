@@ -1,8 +1,9 @@
-"""AMS: variance over the passes, weighed by where in the predicted mask a pixel lies.
+"""AMS: variance of the foreground's probability over the passes, weighted by the distance to the predicted foreground.
 
-Garcia et al. 2019, https://arxiv.org/abs/1907.05143. An object's edge is always a little uncertain, so what is
-uncertain far from it counts more. The published code takes the distance transform of probabilities, which measures
-the distance to those that are exactly 1; here it is that of the mask, foreground being everything but class 0.
+Lubrano di Scandalea et al. 2019 (with Perone, Boudreau and Cohen-Adad), https://arxiv.org/abs/1907.05143. An object's
+edge is always a little uncertain, so what is uncertain far from it counts more. The published code takes the distance
+transform of probabilities, which measures the distance to those that are exactly 1; here it is that of the mask,
+foreground being everything but class 0.
 """
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.errors import Refused
+from heuristics.variance import by_class
 
 ingredient = Ingredient("ams")
 
@@ -56,7 +58,7 @@ VARIANTS = {"distance": by_distance, "ratio": by_ratio, "votes": by_votes}
 
 def variance(prediction):
     """(B, H, W) population variance of the foreground's probability, which is that of the background's."""
-    return (prediction.second_moment[:, 0] - prediction.mean[:, 0].square()).clamp_min(0)
+    return by_class(prediction)[:, 0]
 
 
 def distances(masks):

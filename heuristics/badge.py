@@ -1,4 +1,4 @@
-"""BADGE: images whose loss gradients at the predicted labels are large and unlike one another.
+"""BADGE: k-means++ seeds among the gradient embeddings, loss gradients at the predicted labels, of the images.
 
 Ash et al. 2020, https://arxiv.org/abs/1906.03671, with the gradient that AL-SEG takes for segmentation: that of the
 summed cross-entropy with respect to a pixel's logits, p - onehot(argmax p), averaged over the cells of a grid. The
@@ -12,7 +12,9 @@ from sacred import Ingredient
 
 from experiments.acquisition.pool import pooled
 from experiments.acquisition.prediction import winner
+from experiments.acquisition.ranking import shuffled
 from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("badge")
 
@@ -22,17 +24,14 @@ def settings():
     size = 400  # about how many numbers an image's gradient keeps, over all classes and cells; AL-SEG's
 
 
-@ingredient.capture
-def check(size):
-    if size < 1:
-        raise Refused(f"badge.size is at least 1, not {size}.")
+ALLOWED = {"size": Range(least=1)}
 
 
 @ingredient.capture
 def select(pool, n, rng, size):
     """n positions in the order in which they were drawn."""
     order, rows = gathered(pool, lambda prediction: gradients(prediction, size), "deterministic")
-    return order[seeds(rows, n, rng)]
+    return order[seeds(rows, n, rng, shuffled([pool.ids[i] for i in order], rng))]
 
 
 def gathered(images, of, source=""):
@@ -58,18 +57,18 @@ def gradients(prediction, size):
     return pooled(gradient * prediction.valid[:, None], grid, "mean")
 
 
-def seeds(rows, n, rng):
+def seeds(rows, n, rng, ties):
     """n numbers of rows (N, D): the longest, then in proportion to the squared distance to the nearest one chosen.
 
-    When only duplicates of the chosen are left, those that come first.
+    Of the longest, and of the duplicates when nothing else is left, those that come first in `ties`, all numbers.
     """
-    picked = [int(rows.norm(dim=1).cpu().numpy().argmax())]
+    picked = [int(ties[rows.norm(dim=1).cpu().numpy()[ties].argmax()])]
     nearest = rows.new_full((len(rows),), torch.inf)
     while len(picked) < n:
         nearest = torch.minimum(nearest, squared_distances(rows, rows[picked[-1]]))
         weights = nearest.double().cpu().numpy()
         if not weights.any():
-            return [*picked, *np.setdiff1d(np.arange(len(rows)), picked)[: n - len(picked)].tolist()]
+            return [*picked, *ties[~np.isin(ties, picked)][: n - len(picked)].tolist()]
         picked.append(int(rng.choice(len(rows), p=weights / weights.sum())))
     return picked
 

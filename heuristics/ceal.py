@@ -1,4 +1,4 @@
-"""CEAL: masks of the uncertain images are asked for, and what the model is sure of elsewhere is trained on as it is.
+"""CEAL, cost-effective active learning: uncertain images are queried, confident pixels elsewhere are pseudo-labelled.
 
 Wang et al. 2016, https://arxiv.org/abs/1701.03551; for pixels, with the constants of SegAL, which are in bits. SegAL's
 code throws the pseudo labels away; here a query's are trained on in the cycle after it, and then forgotten.
@@ -10,7 +10,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import entropy, winner
-from experiments.errors import Refused
+from experiments.settings import Range
 from experiments.store import IGNORE
 
 ingredient = Ingredient("ceal")
@@ -25,13 +25,12 @@ def settings():
     pseudo_crops = 1.0  # crops of pseudo-labelled images in an epoch per labelled one, which bounds a cycle's cost
 
 
-@ingredient.capture
-def check(criterion, threshold, decay, pseudo_crops):
-    if criterion not in CRITERIA:
-        raise Refused(f"ceal.criterion is one of {', '.join(CRITERIA)}, not {criterion!r}.")
-    for name, value in (("threshold", threshold), ("decay", decay), ("pseudo_crops", pseudo_crops)):
-        if value < 0:
-            raise Refused(f"ceal.{name} must be at least 0, not {value}.")
+ALLOWED = {
+    "criterion": ("least_confidence", "margin", "entropy"),
+    "threshold": Range(least=0),
+    "decay": Range(least=0),
+    "pseudo_crops": Range(least=0),
+}
 
 
 @ingredient.capture

@@ -1,4 +1,4 @@
-"""Contextual diversity (CDAL-CS): images in which the classes are confused unlike in those already chosen.
+"""Contextual diversity (CDAL-CS): k-centre by the KL divergence of the images' class confusions.
 
 Agarwal et al. 2020, https://arxiv.org/abs/2008.05723: an image's confusion is, for each class, the mean predicted
 distribution over the pixels that are predicted so, weighed by entropy; two images are as far apart as the symmetric
@@ -14,7 +14,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import entropy, winner
-from experiments.errors import Refused
+from experiments.acquisition.ranking import shuffled
 from heuristics.badge import gathered
 
 ingredient = Ingredient("contextual_diversity")
@@ -25,10 +25,7 @@ def settings():
     absent = "skip"  # a class that one of two images does not show, as in the paper, or "epsilon" as AL-SEG published
 
 
-@ingredient.capture
-def check(absent):
-    if absent not in ("skip", "epsilon"):
-        raise Refused(f"contextual_diversity.absent is skip or epsilon, not {absent!r}.")
+ALLOWED = {"absent": ("skip", "epsilon")}
 
 
 @ingredient.capture
@@ -36,7 +33,7 @@ def select(pool, n, rng, absent):
     """n positions, each the farthest from all before it; without labelled images the first is drawn."""
     order, rows = gathered(pool, confusion, "deterministic")
     labelled = gathered(pool.labelled, confusion, "deterministic")[1] if len(pool.labelled) else rows[:0]
-    return order[k_centre(rows, labelled, n, rng, absent)]
+    return order[k_centre(rows, labelled, n, rng, absent, shuffled([pool.ids[i] for i in order], rng))]
 
 
 def confusion(prediction):
@@ -48,8 +45,11 @@ def confusion(prediction):
     return (members @ p.mT / total.where(total > 0, 1)).flatten(1)
 
 
-def k_centre(rows, labelled, n, rng, absent):
-    """n numbers of rows (N, C * C), each the farthest from the labelled rows and those before it; ties: the first."""
+def k_centre(rows, labelled, n, rng, absent, ties):
+    """n numbers of rows (N, C * C), each the farthest from the labelled rows and those before it.
+
+    Of rows equally far it is the one that comes first in `ties`, all numbers.
+    """
     nearest = rows.new_full((len(rows),), torch.inf)
     for row in labelled:
         nearest = torch.minimum(nearest, distances(rows, row, absent))
@@ -58,7 +58,7 @@ def k_centre(rows, labelled, n, rng, absent):
         if picked:
             nearest = torch.minimum(nearest, distances(rows, rows[picked[-1]], absent))
             nearest[picked[-1]] = -1
-        picked.append(int(np.argmax(nearest.cpu().numpy())))
+        picked.append(int(ties[np.argmax(nearest.cpu().numpy()[ties])]))
     return picked
 
 

@@ -13,7 +13,8 @@ from sacred import Ingredient
 
 from experiments.acquisition import selection
 from experiments.acquisition.prediction import entropy
-from experiments.errors import Refused
+from experiments.acquisition.ranking import shuffled
+from experiments.settings import Range
 from heuristics.random import draws
 
 ingredient = Ingredient("coreset")
@@ -28,10 +29,7 @@ def settings():
     tau = 1.0  # below 1 the mean entropies count as well: distance ** tau x weight ** (1 - tau)
 
 
-@ingredient.capture
-def check(tau):
-    if not 0 <= tau <= 1:
-        raise Refused(f"coreset.tau is between 0 and 1, not {tau}.")
+ALLOWED = {"grid": Range(least=1), "pooling": ("mean", "max"), "tau": Range(least=0, most=1)}
 
 
 @ingredient.capture
@@ -44,21 +42,24 @@ def select(pool, n, rng, layer, grid, pooling, tau):
         distances = row_by_row(partial(barycentric, tau=tau))
     order = np.argsort(pool.ids)
     first = int(np.argmax(draws(pool, rng)[order]))
-    return order[k_centre(candidates[order], references, n, distances, first)].tolist()
+    ties = shuffled([pool.ids[i] for i in order], rng)
+    return order[k_centre(candidates[order], references, n, distances, first, ties)].tolist()
 
 
-def k_centre(candidates, references, n, distances, first=0):
+def k_centre(candidates, references, n, distances, first=0, ties=()):
     """n row numbers of candidates (N, D): each time the row farthest from its nearest reference (M, D) or pick.
 
     `distances(candidates)` gives a function from one row (D,) to (N,). Without references it starts with row `first`.
-    Of rows equally far the first is taken. Keeps (N,) numbers, and reads the candidates once a pick.
+    Of rows equally far the one is taken that comes first in `ties`, all row numbers; without them the first row. Keeps
+    (N,) numbers, and reads the candidates once a pick.
     """
+    ties = torch.as_tensor(ties if len(ties) else range(len(candidates)), device=candidates.device)
     nearest, to = candidates.new_full((len(candidates),), torch.inf), distances(candidates)
     for reference in references:
         nearest = nearest.minimum(to(reference))
     picked = []
     for k in range(n):
-        pick = nearest.argmax(0, keepdim=True) if k or len(references) else torch.tensor([first], device=nearest.device)
+        pick = ties[nearest[ties].argmax(0, keepdim=True)] if k or len(references) else ties.new_tensor([first])
         nearest = nearest.minimum(to(candidates[pick][0])).index_fill(0, pick, -torch.inf)
         picked.append(pick)
     return torch.cat(picked).tolist()

@@ -1,9 +1,10 @@
-"""CRC-AL: images whose pixels could be of several classes, by sets that miss a class at a controlled rate only.
+"""CRC-AL: images whose conformal prediction sets, with per-class miss rate at most alpha, are most ambiguous.
 
 Erhan & Ure 2025, https://doi.org/10.3390/ai6100270; thresholds as in Angelopoulos et al. 2024,
-https://arxiv.org/abs/2208.02814. A pixel's set holds the classes whose probability reaches their threshold, which
-is the largest that misses the class at a rate of at most alpha. Which classes share sets is an image's embedding, the
-mean of its risk map its mass; two images are as far apart as one is from their common centre of mass.
+https://arxiv.org/abs/2208.02814. A pixel's prediction set holds the classes whose probability reaches their
+threshold, the largest that misses the class at a rate of at most alpha (conformal risk control). Which classes share
+sets is an image's embedding, the mean of its risk map its mass; two images are as far apart as one is from their common
+centre of mass, and a query goes to the images farthest from all that is labelled or chosen.
 
 The published thresholds come from the images that the model was trained on (calibrate=labelled) and so promise nothing:
 the model is surer of them than of others. They also miss the bound by interpolating, and by 1 / (n + 1) for 1 / n.
@@ -19,8 +20,10 @@ from sacred import Ingredient
 from tqdm import tqdm
 
 from experiments.acquisition import conformal
+from experiments.acquisition.ranking import shuffled
 from experiments.errors import Refused
 from experiments.randomness import key, uniform
+from experiments.settings import Range
 
 ingredient = Ingredient("crc")
 
@@ -35,14 +38,14 @@ def settings():
     select_by = "top_diverse_k"  # mean and smallest distance to what is labelled or chosen; "k_centre": smallest alone
 
 
-@ingredient.capture
-def check(alpha, calibrate, share, resolution, tau, select_by):
-    for name, value, known in (("calibrate", calibrate, CALIBRATORS), ("select_by", select_by, RULES)):
-        if value not in known:
-            raise Refused(f"crc.{name} is one of {', '.join(known)}, not {value!r}.")
-    if not (0 < alpha < 1 and 0 < share < 1 and 0 <= tau <= 1 and resolution >= 1):
-        given = f"{alpha}, {share}, {tau} and {resolution}"
-        raise Refused(f"crc.alpha, share and tau are between 0 and 1, resolution at least 1, not {given}.")
+ALLOWED = {
+    "alpha": Range(above=0, below=1),
+    "calibrate": ("validation", "held_out", "labelled"),
+    "share": Range(above=0, below=1),
+    "resolution": Range(least=1),
+    "tau": Range(least=0, most=1),
+    "select_by": ("top_diverse_k", "k_centre"),
+}
 
 
 @ingredient.capture
@@ -74,8 +77,9 @@ def select(pool, n, rng, alpha, calibrate, share, resolution, tau, select_by):
     words = "{} if p >= {threshold:g} (risk {risk:.3f}, set size {set_size:.2f}, {images} images)"
     tqdm.write("crc: " + ", ".join(words.format(name, **row) for name, row in pool.memory["crc"].items()))
     u, v = map(torch.cat, zip(confusions(pool.labelled, thresholds), confusions(pool, thresholds), strict=True))
-    rows = diverse(u, v, len(pool.labelled), n, tau, RULES[select_by])
-    return np.argsort(pool.ids)[rows].tolist()
+    order = np.argsort(pool.ids)
+    ties = torch.from_numpy(shuffled([pool.ids[i] for i in order], rng)).to(u.device)
+    return order[diverse(u, v, len(pool.labelled), n, tau, RULES[select_by], ties)].tolist()
 
 
 def drawn(id, share):
@@ -139,12 +143,14 @@ def distances(u, v, reference, tau):
     return torch.linalg.vector_norm(v - v[reference], dim=1) ** tau * share ** (1 - tau)
 
 
-def diverse(u, v, known, n, tau, rule):
+def diverse(u, v, known, n, tau, rule, ties):
     """n of the rows after the first `known`, counted from there: each the farthest from those and the ones before.
 
-    `rule` makes one number of mean and smallest distance. The first of all has the largest u. Ties go to the first row.
+    `rule` makes one number of mean and smallest distance. The first of all has the largest u. Ties go to the row that
+    comes first in `ties`, all numbers (N,) of the rows to choose from.
     """
-    references, met = [*range(known)] or [int(u.argmax())], 0
+    ties = ties + known
+    references, met = [*range(known)] or [int(ties[u[ties].argmax()])], 0
     total, smallest = torch.zeros_like(u), torch.full_like(u, math.inf)
     while len(references) < known + n:
         for reference in references[met:]:
@@ -152,5 +158,5 @@ def diverse(u, v, known, n, tau, rule):
             total, smallest = total + apart, smallest.minimum(apart)
             total[reference] = smallest[reference] = -math.inf
         met = len(references)
-        references.append(int(rule(total / met, smallest).argmax()))
+        references.append(int(ties[rule(total / met, smallest)[ties].argmax()]))
     return [reference - known for reference in references[known:]]

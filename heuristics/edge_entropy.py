@@ -1,4 +1,4 @@
-"""Predictive entropy at strong edges of the predicted foreground, 0 elsewhere.
+"""Edge entropy: predictive entropy at strong edges of the predicted foreground, 0 elsewhere.
 
 As the EdgeEntropy of AL-MGS (https://github.com/lkf-Labs/AL-MGS): the Sobel magnitude of the foreground's probability,
 scaled to 0 ... 1, marks an edge where it is over a threshold. The published code scales over a batch, so that a score
@@ -9,14 +9,19 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import entropy
+from experiments.settings import Range
 
 ingredient = Ingredient("edge_entropy")
+UNIT = "nats"
 
 
 @ingredient.config
 def settings():
     threshold = 0.5  # of the scaled magnitude, 0 to 1
     reduction = "mean"  # how the map becomes one score: mean, max, q90, foreground ...
+
+
+ALLOWED = {"threshold": Range(least=0, most=1)}
 
 
 @ingredient.capture

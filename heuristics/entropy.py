@@ -10,6 +10,7 @@ from sacred import Ingredient
 from experiments.acquisition.prediction import entropy
 
 ingredient = Ingredient("entropy")
+UNIT = "nats"
 
 
 @ingredient.config

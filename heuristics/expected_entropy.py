@@ -1,4 +1,4 @@
-"""Expected entropy mean_t H[p_t], in nats: the part of the uncertainty that the passes agree on.
+"""Expected entropy mean_t H[p_t], in nats: the mean over the passes, aleatoric uncertainty.
 
 Published by the GlaS baselines as "max entropy", which it is not; see Gal et al. 2017,
 https://arxiv.org/abs/1703.02910, where BALD = predictive entropy - expected entropy.
@@ -7,6 +7,7 @@ https://arxiv.org/abs/1703.02910, where BALD = predictive entropy - expected ent
 from sacred import Ingredient
 
 ingredient = Ingredient("expected_entropy")
+UNIT = "nats"
 PUBLISHED_AS = ("max",)
 
 

@@ -3,6 +3,7 @@
 from sacred import Ingredient
 
 from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("first")
 NEEDS_MODEL = False
@@ -11,6 +12,9 @@ NEEDS_MODEL = False
 @ingredient.config
 def settings():
     indices = []  # positions in the training set; empty takes the first ones
+
+
+ALLOWED = {"indices": Range(least=0)}
 
 
 @ingredient.capture

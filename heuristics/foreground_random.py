@@ -1,8 +1,8 @@
-"""Images at random, more often those with more predicted foreground: a strong and cheap baseline.
+"""Foreground-aware random: images drawn in proportion to the share of foreground that the model predicts in them.
 
-Drawn without replacement with the predicted foreground share as weight: Efraimidis & Spirakis 2006,
-https://doi.org/10.1016/j.ipl.2005.11.003. That baselines should know of foreground: Lueth et al. 2025 (nnActive),
-https://arxiv.org/abs/2511.19183.
+Efraimidis & Spirakis 2006, https://doi.org/10.1016/j.ipl.2005.11.003, without replacement. That baselines should know
+of foreground: Lueth et al. 2025 (nnActive), https://arxiv.org/abs/2511.19183. Theirs looks at the true masks of the
+pool, as a person who looks before choosing, ours at the model's predictions: results of the two do not compare.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ from sacred import Ingredient
 
 from experiments.acquisition.prediction import winner
 from experiments.acquisition.selection import per_image
+from experiments.settings import Range
 from heuristics.random import draws
 
 ingredient = Ingredient("foreground_random")
@@ -18,6 +19,9 @@ ingredient = Ingredient("foreground_random")
 @ingredient.config
 def settings():
     least = 0.01  # weight of an image without predicted foreground: every image can be drawn
+
+
+ALLOWED = {"least": Range(least=0, most=1)}
 
 
 @ingredient.capture

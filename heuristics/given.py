@@ -1,10 +1,9 @@
 """An initial set by name: image ids in the setting, or one a line in a file."""
 
-from pathlib import Path
-
 from sacred import Ingredient
 
 from experiments.errors import Refused
+from experiments.reading import read_text
 
 ingredient = Ingredient("given")
 NEEDS_MODEL = False
@@ -36,6 +35,6 @@ def select(pool, n, rng, ids, file):
 
 def wanted(ids, file):
     try:
-        return Path(file).read_text("utf-8").split() if file else [id for id in ids if id]
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(file).split() if file else [id for id in ids if id]
+    except (OSError, ValueError) as error:
         raise Refused(f"given.file={file} cannot be read ({error}).") from error

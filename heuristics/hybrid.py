@@ -1,4 +1,4 @@
-"""First the most diverse images, then the most uncertain of these.
+"""Hybrid sampling: the most uncertain (`by`) of the most diverse (`diversity`) images.
 
 Stage 2 of AL-MGS (https://github.com/lkf-Labs/AL-MGS), whose `hybrid` keeps the 120 best of simple diversity sampling
 and queries the 20 of highest entropy among them. Both scores can be any heuristic's.
@@ -10,6 +10,7 @@ from experiments.acquisition import selection
 from experiments.acquisition.ranking import ranking
 from experiments.components import load
 from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("hybrid")
 NAMES = {"diversity": "heuristic", "by": "heuristic"}
@@ -23,26 +24,29 @@ def settings():
     reduction = "mean"  # how a map becomes either score: mean, max, q90, foreground ...
 
 
+ALLOWED = {"diverse": Range(least=0)}
+
+
 @ingredient.capture
-def check(diversity, diverse, by, reduction):
+def check(diversity, by, reduction):
     must_score("hybrid.diversity", diversity)
     must_score("hybrid.by", by)
     selection.reducer(reduction)
-    if diverse < 0:
-        raise Refused(f"hybrid.diverse is at least 0, not {diverse}.")
 
 
 @ingredient.capture
 def select(pool, n, rng, diversity, diverse, by, reduction):
     """n positions, best first."""
     spread, wanted = (selection.score(load("heuristic", name), pool, rng, reduction) for name in (diversity, by))
-    return sifted(spread, wanted, pool.ids, diverse or 6 * n, n)
+    for name, scores in ((diversity, spread), (by, wanted)):
+        selection.say_if_equal(name, scores)
+    return sifted(spread, wanted, pool.ids, diverse or 6 * n, n, rng)
 
 
-def sifted(spread, wanted, ids, keep, n):
+def sifted(spread, wanted, ids, keep, n, rng):
     """The n most wanted positions of the `keep` (at least n) with the most spread, best first."""
-    kept = ranking(spread, ids)[: max(keep, n)]
-    return [kept[i] for i in ranking(wanted[kept], [ids[i] for i in kept])[:n]]
+    kept = ranking(spread, ids, rng)[: max(keep, n)]
+    return [kept[i] for i in ranking(wanted[kept], [ids[i] for i in kept], rng)[:n]]
 
 
 def must_score(setting, name):

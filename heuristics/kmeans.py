@@ -1,4 +1,4 @@
-"""One image for each of n clusters of the pool: the one nearest to its k-means centroid.
+"""k-means: one image for each of n clusters of the pool, the one nearest to its centroid.
 
 Zhdanov 2019, https://arxiv.org/abs/1901.05954, without weights on the points. As an initial set, or whenever nothing
 is labelled, it looks through given weights or at plain image statistics; after that at the trained model's features.
@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from sacred import Ingredient
 
+from experiments.acquisition.ranking import shuffled
 from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("kmeans")
 NEEDS = ("features",)
@@ -23,6 +25,9 @@ def settings():
     grid = 1  # cells on each side that it is pooled to; 1: one vector an image
     pooling = "mean"  # or max
     weights = ""  # safetensors of the same model to look through while nothing is labelled; "": image statistics
+
+
+ALLOWED = {"grid": Range(least=1), "pooling": ("mean", "max")}
 
 
 @ingredient.capture
@@ -41,18 +46,24 @@ def select(pool, n, rng, layer, grid, pooling, weights):
     else:
         rows = pool.statistics()
     order = np.argsort(pool.ids)
-    return order[nearest_to_centroids(rows.cpu().numpy()[order], n, int(rng.integers(2**32)))].tolist()
+    ties = shuffled([pool.ids[i] for i in order], rng)
+    return order[nearest_to_centroids(rows.cpu().numpy()[order], n, int(rng.integers(2**32)), ties)].tolist()
 
 
-def nearest_to_centroids(rows, n, seed):
-    """n row numbers of (N, D), one of each cluster, largest first; too few distinct rows are filled up with copies."""
+def nearest_to_centroids(rows, n, seed, ties):
+    """n row numbers of (N, D), one of each cluster, largest first; too few distinct rows are filled up with copies.
+
+    Of rows as near, and of clusters as large, the one is taken that comes first in `ties`, all row numbers.
+    """
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters
         found = KMeans(n, n_init=3, random_state=seed).fit(rows.astype(np.float64))
-    closest = np.argsort(np.linalg.norm(rows - found.cluster_centers_[found.labels_], axis=1), kind="stable")
+    distances = np.linalg.norm(rows - found.cluster_centers_[found.labels_], axis=1)
+    distances = distances.astype(np.float32)  # two rows are as far from their mean, but for rounding
+    closest = ties[np.argsort(distances[ties], kind="stable")]
     _, first, sizes = np.unique(found.labels_[closest], return_index=True, return_counts=True)
-    picked = closest[first[np.lexsort((closest[first], -sizes))]]
+    picked = closest[first[np.lexsort((np.argsort(ties)[closest[first]], -sizes))]]
     return [*picked.tolist(), *(i for i in closest.tolist() if i not in picked)][:n]

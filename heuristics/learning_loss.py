@@ -1,4 +1,4 @@
-"""Predicted loss: a small module beside the model learns which of two images the model is more wrong about.
+"""Learning loss: the loss predicted by a module that is trained beside the model to rank images by their loss.
 
 Yoo & Kweon 2019, https://arxiv.org/abs/1905.03677. What is learned is a ranking, for the losses themselves shrink as
 training goes on. AL-MGS has `margin=0.0`, trains jointly for 20 epochs, and steps the module twice a batch, once by the
@@ -9,7 +9,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.pool import pooled
-from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("learning_loss")
 NEEDS = ("features",)
@@ -25,13 +25,12 @@ def settings():
     lr = 0.001  # of the module's SGD, AL-MGS's for segmentation; the paper's for CIFAR-10 is 0.1
 
 
-@ingredient.capture
-def check(margin, weight, joint, lr):
-    for name, value in (("margin", margin), ("weight", weight), ("lr", lr)):
-        if value < 0:
-            raise Refused(f"learning_loss.{name} must be at least 0, not {value}.")
-    if not 0 <= joint <= 1:
-        raise Refused(f"learning_loss.joint is a share of the epochs, 0 to 1, not {joint}.")
+ALLOWED = {
+    "margin": Range(least=0),
+    "weight": Range(least=0),
+    "joint": Range(least=0, most=1),
+    "lr": Range(least=0),
+}
 
 
 @ingredient.capture

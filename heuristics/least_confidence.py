@@ -1,4 +1,4 @@
-"""One minus the mean prediction's largest probability.
+"""Least confidence: one minus the mean prediction's largest probability.
 
 Lewis & Gale 1994, https://arxiv.org/abs/cmp-lg/9407020; for pixels as in SegAL and AL-SEG.
 """

@@ -1,6 +1,6 @@
-"""One minus the difference between the mean prediction's two largest probabilities (breaking ties).
+"""Margin (breaking ties): one minus the difference between the mean prediction's two largest probabilities.
 
-Scheffer et al. 2001, https://doi.org/10.1007/3-540-44816-0_31
+Luo et al. 2005, https://www.jmlr.org/papers/v6/luo05a.html; as margin sampling also Scheffer et al. 2001.
 """
 
 from sacred import Ingredient

@@ -9,7 +9,7 @@ well; here foreground is everything but class 0, and only pixels that all three 
 import numpy as np
 from sacred import Ingredient
 
-from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("mask_discrepancy")
 WEIGHTS = {(0, 1): 0.25, (0, 2): 0.20, (1, 2): 0.25}  # of 1 - Dice, as published
@@ -22,10 +22,7 @@ def settings():
     threshold = 0.6  # foreground is where its probability is above; the published value is .6
 
 
-@ingredient.capture
-def check(source):
-    if source not in ("tta", "dropout"):
-        raise Refused(f"mask_discrepancy.source is tta or dropout, not {source!r}.")
+ALLOWED = {"source": ("tta", "dropout"), "threshold": Range(least=0, most=1)}
 
 
 @ingredient.capture

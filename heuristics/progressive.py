@@ -1,4 +1,4 @@
-"""PHS, progressive hybrid sampling: uncertainty until its queries repeat what is labelled, then diversity with it.
+"""PHS, progressive hybrid sampling: uncertainty until a query is redundant with the labelled images, then the hybrid.
 
 AL-MGS, https://github.com/lkf-Labs/AL-MGS. A query of the first stage is redundant when the mean of its images' cosine
 similarities to their nearest labelled image is over a threshold, which follows the earlier queries by exponentially
@@ -13,7 +13,7 @@ from sacred import Ingredient
 
 from experiments.acquisition import selection
 from experiments.components import load
-from experiments.errors import Refused
+from experiments.settings import Range
 from heuristics.batches import top
 from heuristics.hybrid import must_score
 from heuristics.simple_diversity import cosine, nearest
@@ -38,12 +38,19 @@ def settings():
     reduction = "mean"  # how a map becomes a score, in either stage: mean, max, q90, foreground ...
 
 
+ALLOWED = {
+    "threshold": Range(),
+    "alpha": Range(),
+    "gamma": Range(least=0, most=1),
+    "grid": Range(least=1),
+    "pooling": ("mean", "max"),
+}
+
+
 @ingredient.capture
-def check(first, then, gamma):
+def check(first, then):
     must_score("progressive.first", first)
     must_not_be_staged("progressive.then", then)
-    if not 0 <= gamma <= 1:
-        raise Refused(f"progressive.gamma is between 0 and 1, not {gamma}.")
 
 
 @ingredient.capture

@@ -1,4 +1,4 @@
-"""Images at random in equal parts from every image-level group: random choice for datasets with groups.
+"""Balanced random: images at random in equal parts from every image-level group.
 
 The groups of the whole pool must be known before labelling. It is heuristic=random with batch=balanced, by name.
 """
@@ -16,4 +16,4 @@ NEEDS_MODEL = False
 @ingredient.capture
 def select(pool, n, rng):
     """n positions. Raises Refused if the dataset has no groups."""
-    return share_out(draws(pool, rng), pool, n)
+    return share_out(draws(pool, rng), pool, n, rng)

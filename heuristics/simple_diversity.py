@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments.errors import Refused
+from experiments.settings import Range
 from heuristics.coreset import euclidean
 
 ingredient = Ingredient("simple_diversity")
@@ -25,10 +25,11 @@ def settings():
     pooling = "max"  # or mean
 
 
-@ingredient.capture
-def check(distance):
-    if distance not in DISTANCES:
-        raise Refused(f"simple_diversity.distance is one of {', '.join(DISTANCES)}, not {distance!r}.")
+ALLOWED = {
+    "distance": ("cosine", "euclidean", "manhattan"),
+    "grid": Range(least=1),
+    "pooling": ("mean", "max"),
+}
 
 
 @ingredient.capture

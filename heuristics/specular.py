@@ -8,8 +8,10 @@ largest and the smallest of both eyelids, which are image-level groups here.
 import numpy as np
 from sacred import Ingredient
 
+from experiments.acquisition import selection
 from experiments.acquisition.ranking import ranking
 from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("specular")
 NEEDS_MODEL = False
@@ -22,10 +24,7 @@ def settings():
     order = "largest"  # the largest areas, or "quota": as many largest as smallest of every image-level group
 
 
-@ingredient.capture
-def check(order):
-    if order not in ("largest", "quota"):
-        raise Refused(f"specular.order is largest or quota, not {order!r}.")
+ALLOWED = {"threshold": Range(least=0, most=1), "order": ("largest", "quota")}
 
 
 @ingredient.capture
@@ -36,7 +35,8 @@ def select(pool, n, rng, threshold, order):
     areas = np.empty(len(pool))
     for positions, images in pool.images():
         areas[positions] = [area(image, threshold) for image in gray(images.cpu().numpy())]
-    return ranking(areas, pool.ids)[:n] if order == "largest" else quotas(areas, pool, n)
+    selection.say_if_equal("specular", areas)
+    return ranking(areas, pool.ids, rng)[:n] if order == "largest" else quotas(areas, pool, n, rng)
 
 
 def gray(images):
@@ -53,13 +53,13 @@ def area(image, threshold):
     return binary_erosion(grown, ELLIPSE, border_value=1).sum()
 
 
-def quotas(areas, pool, n):
+def quotas(areas, pool, n, rng):
     """n positions, equally many of the largest of each group, then of its smallest.
 
     What does not divide goes to the largest, groups in the order of their names; what a small group lacks is made up
     by the largest of all.
     """
-    orders = [ranking(areas, pool.ids), ranking(-areas, pool.ids)]
+    orders = [ranking(areas, pool.ids, rng), ranking(-areas, pool.ids, rng)]
     parts = [(order, group) for order in orders for group in sorted(set(pool.groups))]
     picked = {}
     for k, (order, group) in enumerate(parts):

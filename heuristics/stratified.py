@@ -1,4 +1,4 @@
-"""An initial set with every image-level group in its own proportion, at random within each."""
+"""Stratified random: an initial set with every image-level group in its own proportion, at random within each."""
 
 from collections import Counter
 
@@ -18,21 +18,22 @@ def select(pool, n, rng):
     """n positions; what rounding leaves over goes to the largest remainders. Raises Refused without groups."""
     if not any(pool.groups):
         raise Refused("stratified needs image-level groups and this dataset has none: use initial=random.")
-    quota = proportional(Counter(pool.groups), n)
+    quota = proportional(Counter(pool.groups), n, rng)
     picked = []
-    for i in ranking(draws(pool, rng), pool.ids):
+    for i in ranking(draws(pool, rng), pool.ids, rng):
         if quota[pool.groups[i]] > 0:
             quota[pool.groups[i]] -= 1
             picked.append(i)
     return picked
 
 
-def proportional(sizes, n):
-    """{group: number of n}, by largest remainders (Hamilton's method); ties go to the group whose name is first."""
+def proportional(sizes, n, rng):
+    """{group: number of n}, by largest remainders (Hamilton's method); between equal ones rng decides."""
     total = sum(sizes.values())
     exact = {group: n * size / total for group, size in sizes.items()}
     quota = {group: int(share) for group, share in exact.items()}
-    left = sorted(exact, key=lambda group: (quota[group] - exact[group], group))
-    for group in left[: n - sum(quota.values())]:
-        quota[group] += 1
+    names = list(exact)
+    left = ranking([exact[group] - quota[group] for group in names], names, rng)
+    for k in left[: n - sum(quota.values())]:
+        quota[names[k]] += 1
     return quota

@@ -1,4 +1,4 @@
-"""One heuristic until a cycle, another from then on.
+"""Two-stage strategy: one heuristic until a cycle, another from then on.
 
 AL-MGS's "two-stage hybrid" (https://github.com/lkf-Labs/AL-MGS): entropy in cycles 0 to 2, then the hybrid of diversity
 and entropy with hybrid.diverse=30 for queries of 20.
@@ -9,6 +9,7 @@ from sacred import Ingredient
 from experiments.acquisition import selection
 from experiments.components import load
 from experiments.errors import Refused
+from experiments.settings import Range
 from heuristics.batches import top
 from heuristics.hybrid import must_score
 
@@ -22,6 +23,9 @@ def settings():
     then = "hybrid"  # any heuristic of one stage
     cycle = 3  # the first cycle of the second stage; the published one
     reduction = "mean"  # how a map becomes a score, in either stage: mean, max, q90, foreground ...
+
+
+ALLOWED = {"cycle": Range(least=0)}
 
 
 @ingredient.capture

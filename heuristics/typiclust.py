@@ -1,8 +1,10 @@
 """TypiClust (TPC_RP): the most typical image of each of the largest clusters that show no labelled image.
 
 Hacohen et al. 2022, https://arxiv.org/abs/2202.02794: k-means with as many clusters as there will be labelled images
-on features of length 1; typical is who is near to its nearest neighbours. As in the published code neighbours are the
-unlabelled images of the cluster, half of them at most, and the smallest clusters come last.
+on features of length 1; typical is the image whose nearest neighbours are nearest, by the mean of their squared
+distances. As in the published code, neighbours are the unlabelled images of the cluster, half of them at most. It drops
+clusters of 5 images or fewer, and the first of equally good images wins: here such clusters come last, so that a small
+pool can be used up, and the order is random.
 """
 
 import warnings
@@ -11,7 +13,8 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments.errors import Refused
+from experiments.acquisition.ranking import shuffled
+from experiments.settings import Range
 
 ingredient = Ingredient("typiclust")
 NEEDS = ("features",)
@@ -23,14 +26,11 @@ def settings():
     layer = "bottleneck"  # whose features are clustered; with nothing labelled and no weights, image statistics
     weights = ""  # a safetensors file of this model, trained without labels, to look through instead of the current one
     clusters = 500  # at the most, so that they do not become too small
-    least = 5  # clusters of fewer images come last
+    least = 6  # clusters of fewer images come last; published, they are dropped
     neighbours = 20  # how many of them tell how typical an image is
 
 
-@ingredient.capture
-def check(clusters, neighbours):
-    if min(clusters, neighbours) < 1:
-        raise Refused(f"typiclust.clusters and .neighbours are at least 1, not {clusters} and {neighbours}.")
+ALLOWED = {"clusters": Range(least=1), "least": Range(least=0), "neighbours": Range(least=1)}
 
 
 @ingredient.capture
@@ -39,7 +39,7 @@ def select(pool, n, rng, layer, weights, clusters, least, neighbours):
     order, features, labelled = unit_features(pool, layer, weights)
     features = torch.cat([features, labelled]).cpu().numpy()
     groups = clustered(features, min(len(labelled) + n, clusters), rng)
-    return order[typical(features, groups, len(order), n, least, neighbours)]
+    return order[typical(features, groups, n, least, neighbours, shuffled([pool.ids[i] for i in order], rng))]
 
 
 def unit_features(pool, layer, weights):
@@ -70,25 +70,33 @@ def clustered(features, k, rng):
         return means.fit_predict(features)
 
 
-def typical(features, groups, unlabelled, n, least, neighbours):
-    """n of the first `unlabelled` rows of features: each the most typical one of its cluster that is left."""
+def typical(features, groups, n, least, neighbours, ties):
+    """n of the unlabelled rows of features, the first ones: each the most typical one of its cluster that is left.
+
+    `ties` are the numbers of the unlabelled rows in any order; of equally typical ones, or clusters, it decides.
+    """
     sizes = np.bincount(groups)
-    covered = np.bincount(groups[unlabelled:], minlength=len(sizes))
-    left = [np.flatnonzero(groups[:unlabelled] == group) for group in range(len(sizes))]
+    covered = np.bincount(groups[len(ties) :], minlength=len(sizes))
+    left, place = [ties[groups[ties] == group] for group in range(len(sizes))], np.argsort(ties)
     picked = []
     for _ in range(n):
         waiting = [group for group in range(len(sizes)) if len(left[group])]
-        group = min(waiting, key=lambda g: (sizes[g] < least, covered[g], -sizes[g], left[g][0]))
-        best = np.argmin(mean_distances(features[left[group]], neighbours))
+        group = min(waiting, key=lambda g: (sizes[g] < least, covered[g], -sizes[g], place[left[g][0]]))
+        best = np.argmin(mean_squared_distances(features[left[group]], neighbours))
         picked.append(int(left[group][best]))
         left[group] = np.delete(left[group], best)
         covered[group] += 1
     return picked
 
 
-def mean_distances(features, neighbours):
-    """(N,) of each row to its nearest others: `neighbours` of them, or half of all where that is less."""
+def mean_squared_distances(features, neighbours):
+    """(N,) of each row to its nearest others: `neighbours` of them, or half of all where that is less.
+
+    Rounded, for two rows that are each other's only neighbour are equally far and must not differ by rounding errors.
+    """
     from sklearn.neighbors import NearestNeighbors
 
     k = min(neighbours, len(features) // 2)
-    return NearestNeighbors(n_neighbors=k).fit(features).kneighbors()[0].mean(1) if k else np.zeros(len(features))
+    if not k:
+        return np.zeros(len(features))
+    return np.square(NearestNeighbors(n_neighbors=k).fit(features).kneighbors()[0]).mean(1).round(12)

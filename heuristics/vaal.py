@@ -1,4 +1,4 @@
-"""VAAL: the images that an adversary finds most unlike the labelled ones in the latent space of a VAE of both.
+"""VAAL, variational adversarial active learning: images whose VAE latents a discriminator is surest are unlabelled.
 
 Sinha et al. 2019, https://arxiv.org/abs/1904.00370; AL-MGS's learning rate of 1e-6 hardly learns. The model takes no
 part. The published code sums the KL divergence, here it is the mean, so that `beta` means the same for any batch; and
@@ -13,7 +13,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import floats
-from experiments.errors import Refused
+from experiments.settings import Range
 
 ingredient = Ingredient("vaal")
 
@@ -29,13 +29,15 @@ def settings():
     vae_steps = 2  # steps of the VAE for each of the discriminator
 
 
-@ingredient.capture
-def check(size, width, latent, vae_steps):
-    if size < 16 or size % 16:
-        raise Refused(f"vaal.size must be a multiple of 16, not {size}.")
-    for name, value in (("width", width), ("latent", latent), ("vae_steps", vae_steps)):
-        if value < 1:
-            raise Refused(f"vaal.{name} must be at least 1, not {value}.")
+ALLOWED = {
+    "size": range(16, 2**12, 16),
+    "width": Range(least=1),
+    "latent": Range(least=1),
+    "lr": Range(least=0),
+    "beta": Range(least=0),
+    "adversary": Range(least=0),
+    "vae_steps": Range(least=1),
+}
 
 
 @ingredient.capture

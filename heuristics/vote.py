@@ -9,6 +9,7 @@ from sacred import Ingredient
 from experiments.acquisition.prediction import entropy
 
 ingredient = Ingredient("vote")
+UNIT = "nats"
 
 
 @ingredient.config

@@ -1,8 +1,8 @@
-"""Population variance over the passes of the winning class's number, the published baselines' `mc`.
+"""Vote variance: population variance over the passes of the winning class's number, the published baselines' `mc`.
 
-For two classes f (1 - f), f being the share of passes that vote foreground. After AMS, Garcia et al. 2019,
-https://arxiv.org/abs/1907.05143, with hard votes in place of probabilities. With more than two classes it
-depends on how the classes are numbered: prefer `variance` there.
+For two classes f (1 - f), f being the share of passes that vote foreground. After the AMS of
+Lubrano di Scandalea et al. 2019, https://arxiv.org/abs/1907.05143, with hard votes in place of probabilities. With more
+than two classes it depends on how the classes are numbered: prefer `variance` there.
 """
 
 import torch

@@ -8,6 +8,8 @@ import torch
 from sacred import Ingredient
 from torch import nn
 
+from experiments.settings import Range
+
 ingredient = Ingredient("unet")
 
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the baselines feed [0, 1] as it is
@@ -24,6 +26,9 @@ LAYERS = {
 def settings():
     width = 8  # channels of the first level; the published setting is 16, four times the arithmetic
     p = 0.1  # dropout probability, in training and in every stochastic pass
+
+
+ALLOWED = {"width": Range(least=1, most=256), "p": Range(least=0, below=1)}
 
 
 @ingredient.capture

@@ -51,6 +51,51 @@ REFUSALS = [
     (["evaluation.passes=0"], ["evaluation.passes", "evaluation.dropout=False"]),
     (["evaluation.batch=-1"], ["evaluation.batch", "-1"]),
     (["bald.reduction=median"], ["reduction", "'median'", "max"]),
+    (["bald.reduction=foregroud"], ["Did you mean foreground? There are mean"]),
+    (["trainer.loss=dise"], ["Did you mean dice? It is one of ce"]),
+    (["heuristic=blad"], ["Did you mean bald? There are", "more"]),
+    (["unet.p=1.0"], ["unet.p must be at least 0 and below 1, not 1.0"]),
+    (["unet.width=0"], ["unet.width must be at least 1"]),
+    (["trainer.lr=-1"], ["trainer.lr must be at least 0"]),
+    (["trainer.lr=1e999"], ["trainer.lr", "inf"]),
+    (["seed=-1"], ["seed must be at least 0 and at most 4294967295"]),
+    (["seed=10000000000"], ["seed must be", "not 10000000000"]),
+    (["run=-1"], ["run must be at least 0"]),
+    (["cycles=10000000000"], ["cycles must be at most 2147483647"]),
+    (["label=full"], ["label=full", "choose another label"]),
+    (["label=Full"], ["label=Full", "choose another label"]),
+    (["trainer=3"], ["trainer is a group of settings"]),
+    (["bald=3"], ["bald is a group of settings"]),
+    (["run.x=3"], ["run is one setting"]),
+    (["run=3", "run.x=3"], ["run=... and run.x=... cannot both be"]),
+    (["heuristic", "=", "bald"], ["No blanks around ="]),
+    (["heuristic=", "bald"], ["No blanks around =: type heuristic=bald"]),
+    (["heuristic", "=bald"], ["No blanks around ="]),
+    (["heuristic", "bald"], ["heuristic is a setting: type heuristic=..."]),
+    (["smoke", "with", "run=3"], ["with stands once"]),
+    (["glas", "smoke"], ["smoke sets dataset=phantom after glas", "add dataset=glas"]),
+    (["mongo_url=mongodb://u:***@h/s"], ["mongo_url has lost its password"]),
+    (["mongodb://u:secret@h/s"], ["type mongo_url= before it"]),
+]
+# what stands for `python active.py`
+SPOKEN = [
+    ("heuristic=bald run=3", "Did you forget with? Type `python active.py with heuristic=bald run=3`."),
+    ("full run=3", "Did you forget with? Type `python active.py full with run=3`."),
+    ("smoke", "Did you forget with? Type `python active.py with smoke`."),
+    ("wiht heuristic=bald", "Did you mean with? Type `python active.py with heuristic=bald`."),
+    ("mongo_url=mongodb://u:secret@h/s", "Did you forget with? Type `python active.py with ...`."),
+    ("--heuristic bald", "There is no flag --heuristic: settings stand after with, type `with heuristic=bald`."),
+    ("--run=3 with smoke", "There is no flag --run: settings stand after with, type `with run=3`."),
+    ("-q with smoke", "There is no flag -q here."),
+    ("with smoke --queue", "There is no flag --queue here."),
+    ("with smoke -c", "-c takes a value."),
+    ("-b soon with smoke", "--beat-interval takes seconds above 0, not 'soon'."),
+    ("-l LOUD with smoke", "--loglevel takes a number or DEBUG, INFO"),
+    ("-C tape with smoke", "--capture is one of no, sys, fd, not 'tape'."),
+    ("fulll with smoke", "There is no command fulll. Did you mean full?"),
+    ("help fulll", "There is no command fulll. Did you mean full?"),
+    ("full main with smoke", "One command at a time: full or main."),
+    ("with", "Nothing stands after with: type settings, as `python active.py with heuristic=bald run=3`."),
 ]
 
 
@@ -60,10 +105,10 @@ def typed(experiment, capsys, monkeypatch, tmp_path):
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.chdir(tmp_path)
 
-    def run(*words):
+    def run(*words, before=("with",)):
         capsys.readouterr()
         with pytest.raises(SystemExit) as exit:
-            experiment.run_commandline(["active.py", "with", *words])
+            experiment.run_commandline(["active.py", *before, *words])
         return exit.value.code, *capsys.readouterr()
 
     yield run
@@ -83,6 +128,22 @@ def test_wrong_words_are_one_line_and_leave_nothing(typed, tmp_path, words, said
     line = one_line(out + err)
     assert all(word in line for word in said), line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words, said", SPOKEN)
+def test_words_in_the_wrong_place_are_answered_with_what_to_type(typed, tmp_path, words, said):
+    code, out, err = typed(*words.split(), before=())
+    assert code == 1 and one_line(out + err).startswith(said) and "secret" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_typed_word_drops_what_a_preset_sets_of_what_it_replaces(experiment, capsys):
+    asked = {"dataset": "glas", "glas.root": "elsewhere"}
+    config = experiment.run("print_config", asked, ["smoke"]).config
+    said = capsys.readouterr().out
+    assert "dataset=glas replaces phantom: what smoke sets of it is left out.\n" in said
+    assert config["glas"]["root"] == "elsewhere" and "phantom" not in config and config["unet"]["width"] == 2
+    assert experiment.run("print_config", {"dataset": "phantom"}, ["glas", "smoke"]).config["phantom"]["crop"] == 64
 
 
 def test_misspelt_key_in_a_preset_file(typed, tmp_path):
@@ -264,7 +325,7 @@ def test_own_heuristic_is_one_file(smoke, tmp_path):
 
 def pool_ids(root):
     rng = generator(0, "phantom", "split")
-    return set(phantom.load(rng=rng, root=str(root), seed=0, crop=64, folds=5, fold=0).train.ids)
+    return set(phantom.load(rng=rng, root=str(root), seed=0, crop=64, folds=5, fold=0, split="patients").train.ids)
 
 
 def test_masks_are_opened_when_they_were_asked_for(smoke, phantom_root, tmp_path, monkeypatch):

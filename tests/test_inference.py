@@ -293,6 +293,9 @@ def test_compiled_passes_are_those_of_the_model_itself(x):
         expected = torch.stack(list(Network(model).passes(x, keys, balanced=True)))
     torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(balanced, expected, atol=1e-5, rtol=1e-5)
+    more = pass_keys(PLACE, "score", "ab", 12)
+    with torch.inference_mode(), torch.compiler.set_stance("fail_on_recompile"):  # as it once did for each pass
+        assert len(list(Network(model, compiled=True).passes(x, more, balanced=True))) == 12
     assert ours.std(0).max() > 0 and balanced.std(0).max() > 0
     with torch.inference_mode():
         model[0].weight.mul_(2)
@@ -350,7 +353,7 @@ def test_a_pass_that_fails_leaves_no_dropout_on(x):
     with torch.inference_mode():
         next(passes)
     passes.close()
-    assert (model.dropout_keys.now, model.dropout_keys.shift, model.dropout_keys.bits) == (None, 0.0, None)
+    assert (model.dropout_keys.now, model.dropout_keys.shift, model.dropout_keys.bits) == (None, None, None)
 
 
 def test_the_winner_is_argmax():
@@ -358,8 +361,18 @@ def test_the_winner_is_argmax():
     assert torch.equal(winner(p), p.argmax(1)) and (p == p.amax(1, keepdim=True)).sum() > p[:, 0].numel()
 
 
+def beyond_memory():
+    """What torch's allocator on a CPU really raises."""
+    return torch.empty(2**50)
+
+
+def beyond_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("fail", [beyond_memory, beyond_a_gpu])
 @pytest.mark.parametrize("room", [1, 2, 4])
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(room):
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(room, fail):
     model, ids = make_model()[0], ["a", "b", "c", "d", "e"]
     images = torch.randint(256, (5, 24, 20, 3), dtype=torch.uint8)
     keys, network, sizes = pass_keys(PLACE, "score", ids, 3), Network(model), []
@@ -368,7 +381,7 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(room):
     def cramped(*known):
         sizes.append(len(known[0]))
         if sizes[-1] > room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            fail()
         return rest(*known)
 
     network.rest = cramped
@@ -378,11 +391,9 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(room):
         assert theirs is ours is None or torch.allclose(ours.float(), theirs.float(), atol=1e-5)
 
 
-def test_an_image_that_does_not_fit_alone_is_refused(monkeypatch):
-    def full(self, x, keys, balanced=False):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(Network, "passes", full)
+@pytest.mark.parametrize("fail", [beyond_memory, beyond_a_gpu])
+def test_an_image_that_does_not_fit_alone_is_refused(monkeypatch, fail):
+    monkeypatch.setattr(Network, "passes", lambda self, x, keys, balanced=False: fail())
     with pytest.raises(Refused, match="One image of 20 x 24 does not fit on cpu"):
         predict(make_model()[0], torch.zeros(2, 24, 20, 3, dtype=torch.uint8), ["a", "b"])
 
@@ -394,7 +405,7 @@ def test_an_image_that_does_not_fit_alone_is_refused(monkeypatch):
 def test_balanced_masks_drop_every_unit_equally_often(p, passes):
     like = torch.empty(2, 8, 25, 25)
     bits = dropout.lanes(pass_keys(PLACE, "score", "ab", 1)[0], 0, like)
-    masks = torch.stack([dropout.keep(bits, p, k / passes, torch.float32) for k in range(passes)])
+    masks = torch.stack([dropout.keep(bits, p, dropout.turn(k / passes, CPU), torch.float32) for k in range(passes)])
     dropped = (masks == 0).sum(0)
     exact = dropped == round(p * passes)
     assert exact.double().mean() > 0.999  # all but those that the rounding of p and of k / K to 1/65536 shifts by one
@@ -406,7 +417,7 @@ def test_balanced_masks_drop_every_unit_equally_often(p, passes):
 
 def test_balanced_masks_of_neighbours_are_independent():
     bits = dropout.lanes(pass_keys(PLACE, "score", "a", 1)[0], 0, torch.empty(1, 16, 64, 64))
-    dropped = (dropout.keep(bits, 0.25, 0.3, torch.float32) == 0).double()
+    dropped = (dropout.keep(bits, 0.25, dropout.turn(0.3, CPU), torch.float32) == 0).double()
     for axis in (1, 2, 3):
         a, b = dropped.narrow(axis, 0, dropped.shape[axis] - 1), dropped.narrow(axis, 1, dropped.shape[axis] - 1)
         z = (a * b - 1 / 16).mean() * a.numel() ** 0.5 / (1 / 16 * 15 / 16) ** 0.5

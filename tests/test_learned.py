@@ -330,24 +330,6 @@ def test_an_empty_pool_teaches_vaal_nothing_and_learning_loss_all_the_same(attac
         assert same(weights(taught.learner), before) != learns
 
 
-@pytest.mark.parametrize(
-    ("heuristic", "setting", "value"),
-    [
-        (vaal, "size", 40),
-        (vaal, "latent", 0),
-        (learning_loss, "margin", -0.1),
-        (learning_loss, "joint", 1.5),
-        (ceal, "criterion", "variance"),
-        (ceal, "decay", -1.0),
-    ],
-)
-def test_check_refuses_a_setting_and_names_it(attach, heuristic, setting, value):
-    attach(heuristic)
-    heuristic.check()
-    with pytest.raises(Refused, match=rf"\.{setting} .*{value}"):
-        heuristic.check(**{setting: value})
-
-
 # ---- the engine
 
 

@@ -1,6 +1,7 @@
 """Metrics and losses against closed forms, and against MONAI, torchmetrics and torch where these agree."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from experiments import metrics
-from experiments.store import IGNORE
+from experiments.errors import Refused
+from experiments.store import IGNORE, foreground
 from experiments.training.losses import LOSSES
 
 CLASSES = 3
@@ -66,9 +68,96 @@ def test_a_class_in_neither_scores_1_and_in_one_alone_0(metric, labels, masks, f
 @pytest.mark.parametrize(("ours", "monai"), [(metrics.dice, compute_dice), (metrics.iou, compute_iou)])
 def test_overlap_is_that_of_monai_with_empty_classes_counted(ours, monai, seed):
     labels, masks = drawn(seed)
-    expected = monai(one_hot(labels), one_hot(masks), include_background=True, ignore_empty=False)
+    expected = monai(one_hot(labels), one_hot(masks), include_background=True, ignore_empty=False).double()
     assert (expected[1:3, 2] == torch.tensor([1, 0])).all()  # both empty conventions occur
-    torch.testing.assert_close(ours(metrics.counts(labels, masks, CLASSES)), expected.double(), atol=1e-6, rtol=0)
+    expected[1, 2] = torch.nan  # of more than two classes one in neither is skipped
+    found = ours(metrics.counts(labels, masks, CLASSES))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0, equal_nan=True)
+
+
+FOREGROUND = slice(1, 255)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_classes_score_as_they_always_did(seed):
+    """Bit for bit the mean of all images' values with empty ones counted 1, and the pooled Dice of before."""
+    rng = torch.Generator().manual_seed(seed)
+    labels, masks = torch.randint(2, (2, 37, 9, 8), generator=rng)
+    labels[3], masks[3], labels[5], masks[6] = 0, 0, 0, 0
+    counted = metrics.counts(labels, masks.to(torch.uint8), 2)
+    both, predicted, true = counted.double().unbind(-1)
+    before = torch.where(predicted + true > 0, 2 * both / (predicted + true), 1.0)
+    found = metrics.overlaps(counted, FOREGROUND)
+    assert torch.equal(metrics.dice(counted), before) and before[3, 1] == 1 and before[5, 1] == 0
+    assert found["dice"] == before[:, 1:].mean().item()
+    assert found["iou"] == metrics.iou(counted)[:, 1:].mean().item()
+    assert found["class_dice"] == (2 * both.sum(0) / (predicted + true).sum(0))[1].item()
+
+
+def test_a_class_in_neither_is_skipped_in_the_mean_of_its_image_and_an_empty_image_counts_1():
+    rows = [[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 2, 2]], [[0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 2, 2]]
+    labels, masks = (torch.tensor(row).view(3, 1, 4) for row in rows)
+    counted = metrics.counts(labels, masks.to(torch.uint8), 4)
+    nan = math.nan
+    expected = torch.tensor([[2 / 3, nan, nan], [nan, nan, nan], [0, 1, nan]], dtype=torch.float64)
+    torch.testing.assert_close(metrics.dice(counted)[:, 1:], expected, equal_nan=True)
+    found = metrics.overlaps(counted, FOREGROUND)
+    assert found["dice"] == pytest.approx((2 / 3 + 1 + 1 / 2) / 3)
+    assert found["class_dice"] == pytest.approx((2 / 4 + 1) / 2)  # class 3 does not occur: not counted
+    assert found["miou"] == pytest.approx((1 / 3 + 1) / 2)
+
+
+def test_a_class_that_is_predicted_but_nowhere_true_is_0_in_its_images_and_not_in_the_pooled_means():
+    labels, masks = torch.tensor([[[0, 1, 2]]]), torch.tensor([[[0, 1, 1]]], dtype=torch.uint8)
+    counted = metrics.counts(labels, masks, 3)
+    found = metrics.overlaps(counted, FOREGROUND)
+    assert metrics.dice(counted)[0, 2] == 0 and found["dice"] == pytest.approx(1 / 3)
+    assert found["class_dice"] == pytest.approx(2 / 3)
+
+
+def test_classes_without_a_background_all_count():
+    labels = masks = torch.tensor([[[0, 0, 1, 1]]])
+    labels = labels.clone()
+    labels[0, 0, 1] = 1
+    counted = metrics.counts(labels, masks.to(torch.uint8), 2)
+    assert metrics.overlaps(counted, foreground(("sky", "road")))["miou"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert metrics.overlaps(counted, foreground(("background", "road")))["miou"] == pytest.approx(2 / 3)
+
+
+def rare_class_study():
+    """(truth, one that never finds the rare class, one that finds 90 % of it, with false alarms in 30 images)."""
+    truth = torch.zeros(100, 40, 40, dtype=torch.int64)
+    truth[:, 5:20, 5:20] = 1
+    truth[:5, 25:35, 25:35] = 2
+    blind, finder = truth.clone(), truth.clone()
+    blind[blind == 2] = 0
+    finder[:5, 25, 25:35] = 0
+    finder[50:80, 0, :2] = 2
+    return truth, blind, finder
+
+
+@pytest.mark.parametrize("headline", ["miou", "class_dice"])
+def test_the_pooled_headline_prefers_the_model_that_finds_a_rare_class(headline):
+    truth, blind, finder = rare_class_study()
+    masks = truth.to(torch.uint8)
+    blind, finder = (metrics.overlaps(metrics.counts(labels, masks, 3), FOREGROUND) for labels in (blind, finder))
+    assert blind["class_dice"] == 0.5 and finder["class_dice"] > 0.9
+    assert finder[headline] > blind[headline] + 0.4
+    assert blind["dice"] > finder["dice"]  # why the mean over images is no headline of such a dataset
+
+
+def test_without_any_foreground_nothing_is_measured():
+    masks = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    assert metrics.overlaps(metrics.counts(masks.long(), masks, 3), FOREGROUND) == {}
+    masks[0, 0, 0] = IGNORE
+    assert metrics.overlaps(metrics.counts(masks.long(), masks, 3), FOREGROUND) == {}
+
+
+def test_a_headline_is_one_of_three():
+    assert metrics.headline(SimpleNamespace()) == "test.dice"
+    assert metrics.headline(SimpleNamespace(HEADLINE="miou")) == "test.miou"
+    with pytest.raises(Refused, match="HEADLINE of data.mine is one of dice, miou, class_dice, not 'iuo'"):
+        metrics.headline(SimpleNamespace(HEADLINE="iuo", __name__="data.mine"))
 
 
 @pytest.mark.parametrize("metric", [metrics.dice, metrics.iou, metrics.accuracy])
@@ -77,7 +166,7 @@ def test_ignored_pixels_count_as_if_cut_off(metric):
     masks[:, :, 6:] = IGNORE
     whole = metrics.counts(labels, masks, CLASSES)
     cut = metrics.counts(labels[:, :, :6], masks[:, :, :6], CLASSES)
-    assert torch.equal(metric(whole), metric(cut))
+    torch.testing.assert_close(metric(whole), metric(cut), atol=0, rtol=0, equal_nan=True)
     assert not torch.equal(metric(whole), metric(metrics.counts(labels, drawn(4)[1], CLASSES)))
 
 

@@ -70,10 +70,18 @@ def clean(runs):
 def test_seeding_twice_is_seeding_once(clean):
     omniboard.seed(clean)
     once = columns(clean)
-    assert {"name": "heuristic", "config_path": "config.heuristic"} in once[0] and len(once[0]) == 6
-    assert {"name": "best_dice", "metric_name": "test.dice", "extrema": "max"} in once[1] and len(once[1]) == 2
+    assert {"name": "heuristic", "config_path": "config.heuristic"} in once[0] and len(once[0]) == 9
+    assert {"name": "best", "config_path": "info.best"} in once[0] and once[1] == []
     omniboard.seed(clean)
     assert columns(clean) == once
+
+
+def test_columns_of_earlier_versions_make_way_but_not_a_users(clean):
+    ours = {"name": "best_dice", "metric_name": "test.dice", "extrema": "max"}
+    theirs = {"name": "last_dice", "metric_name": "val.dice", "extrema": "last"}
+    clean["omniboard.metric.columns"].insert_many([dict(ours), dict(theirs)])
+    omniboard.seed(clean)
+    assert columns(clean)[1] == [theirs]
 
 
 def test_seeding_leaves_what_a_user_made(clean):
@@ -82,7 +90,7 @@ def test_seeding_leaves_what_a_user_made(clean):
     clean["omniboard.custom.columns"].insert_many([dict(own), dict(changed)])
     omniboard.seed(clean)
     custom, _ = columns(clean)
-    assert own in custom and [c for c in custom if c["name"] == "run"] == [changed] and len(custom) == 7
+    assert own in custom and [c for c in custom if c["name"] == "run"] == [changed] and len(custom) == 10
     table = omniboard.first_visit(clean)["default|RunsTable|1"]
     assert table["columnNameMap"]["lr"] == "config.trainer.lr" and table["columnNameMap"]["run"] == "config.seed"
     assert (
@@ -97,7 +105,7 @@ def test_first_visit_shows_each_column_once(clean):
     options = [option["value"] for option in table["dropdownOptions"]]
     assert len(set(options)) == len(options) and set(options) == set(table["columnWidths"])
     assert [o["value"] for o in table["dropdownOptions"] if o["selected"]] == table["columnOrder"]
-    assert {*omniboard.CUSTOM, *omniboard.METRIC} <= set(table["columnOrder"])
+    assert set(omniboard.CUSTOM) <= set(table["columnOrder"])
 
 
 def test_a_run_has_what_the_columns_show(recorded, runs):
@@ -106,12 +114,15 @@ def test_a_run_has_what_the_columns_show(recorded, runs):
         value = document
         for key in path.split("."):
             value = value[key]
-        assert type(value) in (str, int), path
+        assert type(value) in (str, int, float), path
+    curve = [event["metrics"]["test.dice"] for event in evaluated]
+    dice = {"headline": "test.dice", "best": round(max(curve), 3), "last": round(curve[-1], 3)}
+    assert {name: document["info"][name] for name in dice} == dice
     assert document["info"]["labelled_images"] == evaluated[-1]["images"] == 4
     for name in omniboard.OFFERED:
         assert name[2:] in document["config"] if name.startswith("c_") else name in document
     kept = {metric["name"]: metric for metric in runs["metrics"].find({"run_id": document["_id"]})}
-    assert {metric for metric, _ in omniboard.METRIC.values()} | set(omniboard.PLOTTED) <= kept.keys()
+    assert set(omniboard.PLOTTED) <= kept.keys()
     assert kept["test.dice"]["steps"] == [2, 4]
 
 
@@ -127,7 +138,7 @@ def test_pictures_can_be_previewed(recorded, runs):
     document, _ = recorded
     files = gridfs.GridFS(runs)
     pictures = {a["name"]: files.get(a["file_id"]).read() for a in document["artifacts"] if a["name"].endswith(".png")}
-    assert pictures.keys() == {"query_000.png", "learning_curve.png"}
+    assert pictures.keys() == {"query_000.png", "answer_000.png", "learning_curve.png"}
     assert all(data.startswith(b"\x89PNG") and len(data) < 5e6 for data in pictures.values())
 
 
@@ -265,13 +276,13 @@ def test_omniboard_itself(recorded, runs, url, tmp_path):
         assert printed[1].startswith(f"Omniboard: http://127.0.0.1:{port} "), printed
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", port), 5)
-        select = urlencode({"select": "_id,best_dice,last_dice,info.labelled_images,config.heuristic"})
+        select = urlencode({"select": "_id,info.headline,info.best,info.last,info.labelled_images,config.heuristic"})
         status, body = ask(port, f"/sacred/api/v1/Runs?{select}")
         [row] = json.loads(body)
         curve = [event["metrics"]["test.dice"] for event in evaluated]
         assert status == 200 and row["_id"] == document["_id"] and row["config"] == {"heuristic": "bald"}
-        assert (row["best_dice"], row["last_dice"]) == (max(curve), curve[-1])
-        assert row["info"]["labelled_images"] == 4
+        best = {"headline": "test.dice", "best": round(max(curve), 3), "last": round(curve[-1], 3)}
+        assert row["info"] == {"labelled_images": 4, **best}
     finally:
         program.send_signal(signal.SIGTERM)
         program.communicate(timeout=60)

@@ -33,7 +33,7 @@ MAPS = [bald, entropy, expected_entropy, variance, vote_variance]
 
 
 def keep_mask(keys, layer, like, p):
-    return dropout.keep(dropout.lanes(keys, layer, like), p, 0.0, like.dtype)
+    return dropout.keep(dropout.lanes(keys, layer, like), p, None, like.dtype)
 
 
 def closed(path):

@@ -40,10 +40,11 @@ def test_frame_is_the_ledger_and_the_arrays(longer):
     assert frame[SETTINGS].drop_duplicates().to_dict("records") == [{k: start["settings"][k] for k in SETTINGS}]
     assert frame["test.dice"].tolist() == np.load(longer / "bald_0.npy").tolist()
     assert frame[["images", "pixels"]].to_numpy().tolist() == np.load(longer / "bald_0" / "budget.npy").tolist()
+    assert set(frame["headline"]) == {"test.dice"} == {start["headline"]}
     assert frame["boundary"].tolist() == [e["boundary"] for e in evaluated]
-    metrics = frame.drop(columns=[*SETTINGS, "cycle", *COSTS])
+    metrics = frame.drop(columns=[*SETTINGS, "headline", "cycle", *COSTS])
     assert metrics.to_dict("records") == [e["metrics"] for e in evaluated]
-    assert frame.columns.tolist() == [*SETTINGS, "cycle", *COSTS, *sorted(evaluated[0]["metrics"])]
+    assert frame.columns.tolist() == [*SETTINGS, "headline", "cycle", *COSTS, *sorted(evaluated[0]["metrics"])]
 
 
 def test_values_of_each_image_and_class(longer):

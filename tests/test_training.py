@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -384,27 +385,6 @@ def test_finish_normalises_by_mean_and_std():
     assert seen[0][0, :, 0, 0].tolist() == [1, 0.75, 0.5]
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("optimizer", "rmsprop"),
-        ("schedule", "linear"),
-        ("loss", "focal"),
-        ("select_by", "ece"),
-        ("precision", "float16"),
-        ("epochs", 0),
-        ("draws", 0),
-        ("batch", -1),
-        ("validate_every", 0),
-    ],
-)
-def test_check_refuses_a_setting_and_names_it(settings, setting, value):
-    settings()
-    trainer.check()
-    with pytest.raises(Refused, match=rf"trainer\.{setting} .*{value}"):
-        trainer.check(**{setting: value})
-
-
 def test_a_device_that_is_not_there_is_refused():
     for device in ("cuda:99", "abacus"):
         with pytest.raises(Refused, match=f"device={device} cannot be used"):
@@ -427,6 +407,17 @@ def test_a_weight_that_is_not_finite_is_refused_though_the_loss_is(settings, mon
         trainer.make_ready(model, (0.0,), (1.0,), torch.device("cpu"))
 
 
+def test_deterministic_runs_may_use_cublas(monkeypatch):
+    """On a GPU torch refuses cuBLAS in such runs without this setting."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "x")  # so that the real one comes back
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    try:
+        trainer.prepare(device="cpu", threads=0, deterministic=True)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        trainer.prepare(device="cpu", threads=0, deterministic=False)
+
+
 def test_a_lone_crop_that_batch_norm_cannot_take_is_refused_in_one_line(smoke):
     with pytest.raises(Refused, match=r"1 crop\(s\) of 32 x 32 are too little .* raise trainer.batch"):
         smoke(start=1, cycles=0, phantom={"crop": 32}, trainer={"draws": 1, "batch": 1})
@@ -439,12 +430,15 @@ def test_compiling_without_a_compiler_is_refused(smoke, part, monkeypatch):
         smoke(**{part: {"compiled": True}})
 
 
-def test_a_step_that_does_not_fit_names_the_setting_to_lower(settings, monkeypatch):
+@pytest.mark.parametrize("gpu", [True, False])
+def test_a_step_that_does_not_fit_names_the_setting_to_lower(settings, monkeypatch, gpu):
     settings()
     model, _ = make_model()
 
     def full(x):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        if gpu:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+        return torch.empty(2**50)  # the CPU's allocator raises another error
 
     monkeypatch.setattr(model, "forward", full)
     with pytest.raises(Refused, match="A step of 4 crop.s. of 48 x 48 does not fit on cpu: lower trainer.batch"):

@@ -65,4 +65,4 @@ last.groupby(["dataset", "label"])[["images", "pixels", "boundary", "minutes", "
 # %%
 for dataset, one in frame.groupby("dataset"):
     print(dataset)
-    display(plots.curves(one, costs=["images", "pixels", "boundary", "minutes"]))
+    display(plots.curves(one, costs=["images", "pixels", "boundary", "minutes"], metric=runs.headline(one)))

@@ -42,7 +42,7 @@ frame = runs.load(RESULTS)
 # not rank strategies by a single column of runs.
 
 # %%
-ends = statistics.endpoints(frame)
+ends = statistics.endpoints(frame, runs.headline(frame))
 ends.pivot(index=["dataset", "run"], columns="label", values="aubc")
 
 # %% [markdown]
@@ -54,7 +54,7 @@ ends.pivot(index=["dataset", "run"], columns="label", values="aubc")
 tables = {}
 for dataset, one in frame.groupby("dataset"):
     try:
-        tables[dataset] = statistics.compare(one, baseline=BASELINE, margin=MARGIN)
+        tables[dataset] = statistics.compare(one, baseline=BASELINE, margin=MARGIN, metric=runs.headline(one))
         for part in statistics.readable(tables[dataset]):
             display(part.T)
     except Refused as reason:
@@ -80,6 +80,6 @@ if not tables:
 
 # %%
 if tables:
-    display(plots.matrix(statistics.penalty_matrix(frame), most=frame["dataset"].nunique()))
+    display(plots.matrix(statistics.penalty_matrix(frame, runs.headline(frame)), most=frame["dataset"].nunique()))
 else:
     print("No pairs of runs, nothing to test.")

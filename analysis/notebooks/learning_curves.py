@@ -44,7 +44,9 @@ frame.groupby(["dataset", "label"]).agg(runs=("run", "nunique"), first=("images"
 # %%
 for dataset, one in frame.groupby("dataset"):
     print(dataset)
-    display(plots.curves(one, costs=["images"], constant=runs.constant_dice(RESULTS, dataset)))
+    display(
+        plots.curves(one, costs=["images"], metric=runs.headline(one), constant=runs.constant_dice(RESULTS, dataset))
+    )
 
 # %% [markdown]
 # **By labelled pixels.** Read whether a strategy that looked good above merely asked for large images: if so its line
@@ -56,4 +58,8 @@ for dataset, one in frame.groupby("dataset"):
     if one["pixels"].isna().all():
         print("These runs did not record pixels.")
     else:
-        display(plots.curves(one, costs=["pixels"], constant=runs.constant_dice(RESULTS, dataset)))
+        display(
+            plots.curves(
+                one, costs=["pixels"], metric=runs.headline(one), constant=runs.constant_dice(RESULTS, dataset)
+            )
+        )

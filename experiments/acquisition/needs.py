@@ -5,8 +5,10 @@ A strategy's `NEEDS` are words; where they depend on its settings its captured `
 too ("groups", "validation").
 """
 
+from contextlib import suppress
+
 from experiments.components import load, names
-from experiments.errors import Refused
+from experiments.errors import Refused, hint, listed
 
 GIVEN_BY = {"features": "model", "pretrained": "model", "groups": "dataset", "validation": "dataset"}
 MEANS = {
@@ -34,13 +36,9 @@ def check(config, parts, splits):
                 refuse(f"{entry}={name}", need, config[GIVEN_BY[need]])
         layer = settings.get("layer", "")
         if layer and not blind and layer not in parts["model"].LAYERS:
-            known = ", ".join(parts["model"].LAYERS)
-            raise Refused(f"{name}.layer={layer} is no layer of model={config['model']}, only {known}.")
-        grid, pooling = settings.get("grid", 1), settings.get("pooling", "mean")
-        if layer and grid < 1:
-            raise Refused(f"{name}.grid is at least 1, not {grid}.")
-        if layer and pooling not in ("mean", "max"):
-            raise Refused(f"{name}.pooling is mean or max, not {pooling!r}.")
+            known = parts["model"].LAYERS
+            none = f"{name}.layer={layer} is no layer of model={config['model']}."
+            raise Refused(f"{none}{hint(layer, known)} There are {listed(known)}.")
 
 
 def wanted(entry, part, initial, blind=False):
@@ -63,7 +61,10 @@ def has(part):
 
 def refuse(who, need, present):
     entry = GIVEN_BY[need]
-    others = [name for name in names(entry) if need in has(load(entry, name)) and name != present]
+    others = []
+    for name in names(entry):
+        with suppress(Refused):  # a broken file has nothing
+            others += [name] if need in has(load(entry, name)) and name != present else []
     those = f"{entry}={' or '.join(others)} has them" if others else f"no {entry} here has them yet"
     those += "; after initial=random it needs none" if need == "pretrained" else ""
     raise Refused(f"{who} needs {MEANS[need]} and {entry}={present} has none: {those}.")

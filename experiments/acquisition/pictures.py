@@ -1,23 +1,112 @@
-"""Pictures of what was asked for: each queried image above the map that made it wanted."""
+"""Pictures of queries: images with predicted and true outlines, above their uncertainty maps with one colour bar."""
 
 import io
+import warnings
 
+import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+
+from experiments.store import IGNORE
+
+COLUMNS = 4  # images beside one another at most
+WIDTH = 3.2  # inches of a column, of 100 pixels each
+SIDE = 640  # a larger image is thinned out: the screen shows no more of it
+LINES = {
+    "predicted": {"colors": "#E69F00", "linestyles": "solid", "linewidths": 1.6},
+    "true": {"colors": "#0072B2", "linestyles": "dashed", "linewidths": 1.8},
+}
+HALO = [withStroke(linewidth=3.2, foreground="white")]  # on any stain one of line and halo is seen
+HUGE = 1e37  # what a map goes beyond is drawn as this: matplotlib subtracts
 
 
-def queries(images, maps, titles):
-    """PNG bytes, one column a query: images (H, W, channels) uint8, maps (H, W) or None."""
-    rows = 1 + any(m is not None for m in maps)
-    figure = Figure(figsize=(2.4 * len(images), 2.2 * rows), dpi=80, layout="constrained")
-    axes = figure.subplots(rows, len(images), squeeze=False)
-    brightest = max((m.max() for m in maps if m is not None), default=1)
-    for column, (image, map, title) in enumerate(zip(images, maps, titles, strict=True)):
-        axes[0, column].imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray")
-        axes[0, column].set_title(title, fontsize=8, parse_math=False)
-        if map is not None:
-            axes[1, column].imshow(map, cmap="magma", vmin=0, vmax=brightest)
+def queries(images, maps, titles, predicted=None, true=None, heading="", measure="uncertainty"):
+    """PNG bytes, a column a query: images (H, W, channels) uint8 of any sizes, maps (H, W) of any numbers or None.
+
+    `predicted` and `true` are masks (H, W) of class numbers, IGNORE where unknown, or None; `measure` names what the
+    maps show and its unit. All maps share one scale, from the 0.5th to the 99.5th percentile of their values.
+    """
+    outlines = {"predicted": predicted or [None] * len(images), "true": true or [None] * len(images)}
+    mapped = any(m is not None for m in maps)
+    bands = -(-len(images) // COLUMNS)
+    rows, columns = 1 + mapped, -(-len(images) // bands)
+    ratio = np.clip(np.median([image.shape[0] / image.shape[1] for image in images]), 0.4, 2)
+    above = 0.2 * (1 + max(title.count("\n") for title in titles))
+    size = WIDTH * columns + 0.9 * mapped, bands * (rows * WIDTH * ratio + above) + 0.7
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    axes = figure.subplots(bands * rows, columns, squeeze=False)
+    scale = limits([m for m in maps if m is not None])
     for axis in axes.flat:
         axis.set_axis_off()
+        axis.set(xticks=[], yticks=[])  # they are laid out all the same
+    for place, (image, map, title) in enumerate(zip(images, maps, titles, strict=True)):
+        band, column = divmod(place, columns)
+        shown, step = axes[band * rows : (band + 1) * rows, column], -(-max(image.shape[:2]) // SIDE)
+        thin = (slice(None, None, step),) * 2
+        image = image[thin]
+        shown[0].imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray")
+        shown[0].set_title(printable(title), fontsize=10, parse_math=False)
+        if map is not None:
+            drawn = shown[1].imshow(finite(map[thin]), cmap="viridis", vmin=scale[0], vmax=scale[1])
+            frame(shown[1], *image.shape[:2], ratio)
+        frame(shown[0], *image.shape[:2], ratio)
+        known = {name: masks[place][thin] for name, masks in outlines.items() if masks[place] is not None}
+        for name, mask in known.items():
+            outline(shown[0], mask, HALO, **LINES[name])
+        if map is not None and known:
+            outline(shown[1], list(known.values())[-1], [], colors="white", linewidths=0.9)
+    if mapped:
+        bar = figure.colorbar(drawn, ax=axes, extend="both", aspect=40, fraction=0.03, pad=0.01)
+        bar.ax.set_ylabel(printable(measure), fontsize=11, parse_math=False)
+        bar.ax.tick_params(labelsize=10)
+    figure.suptitle(printable(heading), fontsize=12, parse_math=False)
+    named = [name for name, masks in outlines.items() if any(mask is not None for mask in masks)]
+    lines = [Line2D([], [], color=LINES[n]["colors"], linestyle=LINES[n]["linestyles"], linewidth=2) for n in named]
+    if named:
+        words = [f"{name} outline" for name in named]
+        words[-1] += ", white on the map" * mapped
+        figure.legend(lines, words, loc="outside lower center", ncols=2, fontsize=10, frameon=False)
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+        figure.savefig(png, format="png")
     return png.getvalue()
+
+
+def frame(axis, height, width, ratio):
+    """Show an image whole, in the middle of a box of this ratio of height to width: all boxes of a row line up."""
+    tall, wide = max(height, width * ratio), max(width, height / ratio)
+    axis.set_xlim((width - wide) / 2 - 0.5, (width + wide) / 2 - 0.5)
+    axis.set_ylim((height + tall) / 2 - 0.5, (height - tall) / 2 - 0.5)
+
+
+def outline(axis, mask, effects, **line):
+    """Draw the borders between the classes of a mask (H, W), none where it is IGNORE."""
+    known = np.ma.masked_equal(mask, IGNORE)
+    levels = np.arange(known.min(), known.max()) + 0.5 if known.count() else []
+    if len(levels):
+        axis.contour(known, levels, **line).set_path_effects(effects)
+
+
+def finite(map):
+    """A map as float64, without what is no number and within what can be drawn."""
+    return np.ma.masked_invalid(np.asarray(map, dtype=np.float64)).clip(-HUGE, HUGE)
+
+
+def limits(maps):
+    """(least, most) that the colours of these maps span: never equal, whatever the maps hold."""
+    values = np.concatenate([np.zeros(0), *(finite(m).compressed() for m in maps)])
+    if not len(values):
+        return 0.0, 1.0
+    low, high = np.percentile(values, [0.5, 99.5])
+    if low == high:  # all but a few pixels are equal
+        low, high = values.min(), values.max()
+    largest = max(abs(low), abs(high))
+    apart = 0 if high - low > 1e-9 * largest else largest / 2 or 0.5
+    return low - apart, high + apart
+
+
+def printable(text):
+    """Without what no font draws, such as the bytes of a name that is no Unicode."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "?" for letter in text)

@@ -87,18 +87,19 @@ class Annotated(Images):
 class Pool(Images):
     """The unlabelled images.
 
-    `labelled` and `validation` (empty without) are Annotated. `cycle` counts the queries before this one. `memory`, a
-    dict of JSON values, is saved with the query that it belongs to. `learner` is what a learned strategy's `prepare`
-    made. `scorers` {name: function from a Prediction to (B,)} are noted as the heuristic looks at predictions of the
-    default source, the ones that the heuristics of these names would look at. `classes` names the values of the masks.
+    `labelled` and `validation` (empty without) are Annotated. `cycle` counts the queries before this one, of `cycles`
+    in the whole run. `memory`, a dict of JSON values, is saved with the query that it belongs to. `learner` is what a
+    learned strategy's `prepare` made. `scorers` {name: function from a Prediction to (B,)} are noted as the heuristic
+    looks at predictions of the default source, the ones that the heuristics of these names would look at. `classes`
+    names the values of the masks.
     """
 
     def __init__(self, ids, groups, batches, predictor=None, labelled=None, validation=None, cycle=0, memory=None,
-                 scorers=None, learner=None, race=False, classes=()):  # fmt: skip
+                 scorers=None, learner=None, race=False, classes=(), cycles=1):  # fmt: skip
         super().__init__(ids, groups, batches, predictor)
         self.labelled, self.validation = labelled or Annotated([], [], tuple), validation or Annotated([], [], tuple)
         self.cycle, self.memory, self.learner, self.race = cycle, {} if memory is None else memory, learner, race
-        self.classes = tuple(classes)
+        self.classes, self.cycles = tuple(classes), cycles
         self.passes = np.zeros(len(self.ids), dtype=int)  # how many passes have seen each image
         self._scorers, self._noted = scorers or {}, {}
 

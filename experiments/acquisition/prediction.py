@@ -12,8 +12,9 @@ import torch
 from sacred import Ingredient
 
 from experiments.errors import Refused
-from experiments.network.device import PRECISIONS
+from experiments.network.device import PRECISIONS, ran_out_of_memory
 from experiments.randomness import key
+from experiments.settings import Range
 
 ingredient = Ingredient("prediction")
 
@@ -32,16 +33,20 @@ def settings():
     flip = False  # True: such a view is mirrored, either way, half of the times
 
 
+ALLOWED = {
+    "masks": ("independent", "balanced"),
+    "batch": Range(least=1, zero="what suits the device"),
+    "mc_chunk": Range(least=1, zero="what suits the device"),
+    "precision": PRECISIONS,
+    "rotation": Range(least=0, most=180),
+    "noise": Range(least=0),
+}
+
+
 @ingredient.capture
-def check(masks, precision, batch, mc_chunk):
-    """Refuse what names nothing."""
-    for name, value in (("batch", batch), ("mc_chunk", mc_chunk)):
-        if value < 0:
-            raise Refused(f"prediction.{name} must be at least 1, or 0 for what suits the device, not {value}.")
-    if precision not in PRECISIONS:
-        raise Refused(f"prediction.precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
-    if masks not in ("independent", "balanced"):
-        raise Refused(f"prediction.masks is independent or balanced, not {masks!r}.")
+def balanced(masks):
+    """Whether this run's passes have balanced masks."""
+    return masks == "balanced"
 
 
 class Prediction(NamedTuple):
@@ -71,7 +76,9 @@ def predict(model, images, ids, keys=None, needs=(), balanced=False):
         with torch.inference_mode():
             passes = network.passes(floats(images), keys, balanced)
             return moments(((logits, None) for logits in passes), ids, needs)
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
         if len(ids) == network.mc_chunk == 1:
             height, width = images.shape[1:3]
             raise Refused(

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
-from os.path import isfile
 
 import torch
 
@@ -13,6 +12,7 @@ from experiments.acquisition.prediction import floats, moments, pass_keys, predi
 from experiments.errors import Refused
 from experiments.network.checkpoint import refuse_not_finite, unpack
 from experiments.network.layers import layer_outputs
+from experiments.reading import MAX_WEIGHTS, regular
 
 
 @dataclass
@@ -82,9 +82,7 @@ class Predictor:
         if weights not in self.others:
             model = deepcopy(self.frame())
             try:
-                if not isfile(weights):  # a pipe would wait for its writer
-                    raise FileNotFoundError("no such file")
-                state = unpack(load_file(weights))[0]
+                state = unpack(load_file(regular(weights, MAX_WEIGHTS)))[0]
                 model.load_state_dict(state)
             except (OSError, SafetensorError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]

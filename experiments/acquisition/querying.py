@@ -1,4 +1,4 @@
-"""What is asked for: from the pool to the queries in the ledger, with their table of scores and their picture."""
+"""What is asked for: from the pool to the queries in the ledger, with their table of scores."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ import numpy as np
 from experiments.acquisition import selection
 from experiments.acquisition.pool import open_pool
 from experiments.randomness import generator, key, uniform
-from experiments.records.files import write
+from experiments.records.cells import harmless
 
 
 def ask(heuristic, batch, pool, n, place, reduction="mean"):
@@ -39,6 +39,7 @@ def pool_of(state, indices, cycle, **more):
         labelled=state.active.get_indices_for_active_step(),
         val=state.val,
         classes=state.parts["dataset"].CLASSES,
+        cycles=state.config["cycles"],
         frame=lambda: state.model,
         scorers=selection.scorers(state.config["noted"]),
         **more,
@@ -65,34 +66,14 @@ def table(pool, queries, scores):
     places = {query["id"]: place for place, query in enumerate(queries)}
     noted = pool.noted()
     rows = {
-        "id": pool.ids,
-        "group": pool.groups,
+        "id": map(harmless, pool.ids),
+        "group": map(harmless, pool.groups),
         "picked": [places.get(id, "") for id in pool.ids],
         "score": [""] * len(pool) if scores is None else scores.tolist(),
         **{name: values.tolist() for name, values in noted.items()},
     }
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv.writer(text)
     writer.writerow(rows)
     writer.writerows(zip(*rows.values(), strict=True))
     return text.getvalue().encode()
-
-
-def draw_query(state, cycle, queries):
-    """Draw what was asked for as queries/cycle_<n>.png and an artifact."""
-    from experiments.acquisition import pictures  # matplotlib takes a second to import
-
-    path = state.ledger.folder / "queries" / f"cycle_{cycle:03d}.png"
-    if not path.exists():
-        number = {id: index for index, id in enumerate(state.train.ids)}
-        chosen = [number[query["id"]] for query in queries][:8]
-        maps = [None] * len(chosen)
-        heuristic = state.parts["heuristic"]
-        if hasattr(heuristic, "uncertainty") and state.holds == cycle:
-            pool = pool_of(state, chosen, cycle, model=lambda: state.model)
-            for positions, seen in pool.predictions(selection.source(heuristic)):
-                for position, uncertainty in zip(positions, heuristic.uncertainty(seen).cpu(), strict=True):
-                    maps[position] = uncertainty.numpy()
-        titles = [f"{q['id']}" + ("" if q["score"] is None else f"  {q['score']:.3g}") for q in queries[:8]]
-        write(path, pictures.queries([state.train.image(i).cpu().numpy() for i in chosen], maps, titles))
-    state.run.add_artifact(str(path), f"query_{cycle:03d}.png")

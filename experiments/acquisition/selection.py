@@ -7,27 +7,32 @@ from math import nan
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from experiments.acquisition.prediction import winner
 from experiments.acquisition.ranking import ranking
 from experiments.components import defaults, load
-from experiments.errors import Refused
+from experiments.errors import Refused, hint
 
-KNOWN = "mean, sum, max, q1 to q99 (a percentile), foreground, boundary"
+KNOWN = "mean, sum, max, q1 to q99 (a percentile), foreground, boundary, target"
 
 
 def reducer(name):
     """The function that makes a map (B, H, W) and its Prediction one score an image (B,).
 
     Pixels that are not valid never count. "foreground" and "boundary" are means over the pixels that are predicted so,
-    0 in an image without any. Raises Refused for a name that is not KNOWN.
+    0 in an image without any, or the least of a map that goes below 0. "target" is the mean over the predicted
+    foreground and the pixels beside it, in an image without any over all pixels: Ma et al. 2024,
+    https://arxiv.org/abs/2401.16298. Raises Refused for a name that is not KNOWN.
     """
     if name in WHERE:
-        return lambda u, prediction: mean_where(u, prediction.valid & WHERE[name](winner(prediction.mean)))
+        return lambda u, p: mean_where(u, p.valid & WHERE[name](winner(p.mean)), p.valid)
+    if name == "target":
+        return lambda u, prediction: REDUCTIONS["mean"](u, target(prediction))
     if re.fullmatch("q[1-9][0-9]?", name):
         return lambda u, prediction: percentile(u, prediction.valid, int(name[1:]))
     if name not in REDUCTIONS:
-        raise Refused(f"There is no reduction {name!r}, only {KNOWN}.")
+        raise Refused(f"There is no reduction {name!r}.{hint(name, [*WHERE, *REDUCTIONS])} There are {KNOWN}.")
     return lambda u, prediction: REDUCTIONS[name](u, prediction.valid)
 
 
@@ -39,14 +44,28 @@ REDUCTIONS = {
 WHERE = {"foreground": lambda labels: labels > 0, "boundary": lambda labels: boundary(labels)}
 
 
-def mean_where(u, chosen):
-    return u.where(chosen, 0).sum((1, 2)) / chosen.sum((1, 2)).clamp_min(1)
+def target(prediction):
+    """(B, H, W) bool: the valid pixels in or beside the predicted foreground; all valid ones where there are none."""
+    labels = winner(prediction.mean)
+    inside = prediction.valid & ((labels > 0) | boundary(labels))
+    return inside | (prediction.valid & ~inside.flatten(1).any(1)[:, None, None])
+
+
+def mean_where(u, chosen, valid):
+    mean = u.where(chosen, 0).sum((1, 2)) / chosen.sum((1, 2)).clamp_min(1)
+    return mean.where(chosen.any(2).any(1), u.where(valid, 0).amin((1, 2)).clamp_max(0))
 
 
 def percentile(u, valid, q):
     """The value that q % of an image's valid pixels do not exceed: (B,), NaN without a valid pixel."""
     pixels = [values[inside] for values, inside in zip(u, valid, strict=True)]
-    return torch.stack([v.kthvalue(-(-q * len(v) // 100)).values if len(v) else u.new_tensor(nan) for v in pixels])
+    return torch.stack([smallest(v, -(-q * len(v) // 100)) if len(v) else u.new_tensor(nan) for v in pixels])
+
+
+def smallest(values, k):
+    """The k-th smallest; sorted where results must repeat, as a GPU's kthvalue is then refused by torch."""
+    repeat = torch.are_deterministic_algorithms_enabled()
+    return values.sort().values[k - 1] if repeat else values.kthvalue(k).values
 
 
 def boundary(labels):
@@ -102,10 +121,12 @@ def select(heuristic, batch, pool, n, rng, reduction="mean"):
     if hasattr(heuristic, "select"):
         picked, scores = heuristic.select(pool=pool, n=n, rng=rng), None
     elif pool.race and hasattr(heuristic, "uncertainty"):
-        picked, scores = run_race(heuristic, pool, n, reduction)
+        picked, scores = run_race(heuristic, pool, n, rng, reduction)
     else:
         scores = score(heuristic, pool, rng, reduction)
         picked = batch.pick(scores=scores, pool=pool, n=n, rng=rng)
+    if scores is not None and n < len(pool):
+        say_if_equal(heuristic.__name__.rpartition(".")[2], scores)
     picked = [int(position) for position in picked]
     if len(set(picked)) != n or not all(0 <= position < len(pool) for position in picked):
         raise Refused(f"{heuristic.__name__} picked {picked}, not {n} different positions below {len(pool)}.")
@@ -138,6 +159,16 @@ def refuse_what_is_no_number(heuristic, pool, scores):
         raise Refused(f"{heuristic.__name__} scores image {pool.ids[position]} as {scores[position]}: not a number.")
 
 
+def say_if_equal(name, scores):
+    """Print a line if all scores (N,), those of what has this name, are one number: the query is then a random one."""
+    if len(scores) > 1 and (scores == scores[0]).all():
+        tqdm.write(
+            f"{name} scores every one of {len(scores)} images {scores[0]:.3g}: this query is a random one. "
+            "Passes that cannot differ (prediction.dropout=False, mc_iters=1, a model without dropout) and reductions "
+            "to a predicted foreground that is nowhere do this."
+        )
+
+
 def per_image(images, score, source="", **which):
     """(N,) float64: what `score` makes of each image's Prediction, (B,) of a batch; 0 for images that are not shown."""
     scores = torch.zeros(len(images))
@@ -148,7 +179,7 @@ def per_image(images, score, source="", **which):
     return scores.cpu().numpy().astype(np.float64)
 
 
-def run_race(heuristic, pool, n, reduction):
+def run_race(heuristic, pool, n, rng, reduction):
     """(n positions, best first; scores (N,)): a quarter of the passes for all, all passes for a tenth of the pool.
 
     Of those that lead after the first quarter, 4 n or a tenth of the pool go on, whichever is more; they start anew,
@@ -159,8 +190,8 @@ def run_race(heuristic, pool, n, reduction):
     """
     value, where = of_map(heuristic, reduction), source(heuristic)
     scores = per_image(pool, value, where, passes=-(-pool.mc_iters // 4))
-    leaders = ranking(scores, pool.ids)[: max(4 * n, len(pool) // 10)]
+    leaders = ranking(scores, pool.ids, rng)[: max(4 * n, len(pool) // 10)]
     scores[leaders] = per_image(pool, value, where, among=leaders)[leaders]
     refuse_what_is_no_number(heuristic, pool, scores)
-    order = ranking(scores[leaders], [pool.ids[i] for i in leaders])
+    order = ranking(scores[leaders], [pool.ids[i] for i in leaders], rng)
     return [leaders[i] for i in order[:n]], scores

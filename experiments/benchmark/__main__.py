@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 
 from experiments.benchmark import report
+from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 from experiments.training import trainer
 
@@ -46,7 +47,8 @@ def main(words):
 
 
 def parse(words):
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__.partition("\n\n")[0])
+    about = (__doc__ or "").partition("\n\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=about)
     commands = parser.add_subparsers(dest="command", required=True)
     for command, what in COMMANDS.items():
         own = commands.add_parser(command, help=what, description=what)
@@ -63,4 +65,5 @@ def parse(words):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    with one_line_errors():
+        sys.exit(main(sys.argv[1:]))

@@ -37,13 +37,15 @@ def run(options, device):
         return work.pool_of(stores[side], network, passes, place, batch=options.batch, masks=masks)
 
     def raced(trial, side=options.side):
-        picked = selection.run_race(work.BALD, opened := pool(trial, side=side), query, "mean")[0]
+        opened, rng = pool(trial, side=side), np.random.default_rng(0)
+        picked = selection.run_race(work.BALD, opened, query, rng, "mean")[0]
         started = opened.passes.min()
         return picked, np.where(opened.passes > started, opened.passes + started, started).mean()
 
     def best(*args):
         opened = pool(*args)
-        return ranking(selection.score(work.BALD, opened, np.random.default_rng(0)), opened.ids)
+        rng = np.random.default_rng(0)
+        return ranking(selection.score(work.BALD, opened, rng), opened.ids, rng)
 
     times = timing.rounds(
         {

@@ -6,11 +6,13 @@ from statistics import median
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from experiments.acquisition import selection
 from experiments.acquisition.prediction import floats, pass_keys
 from experiments.benchmark import memory, peers, race, timing, work
 from experiments.errors import Refused
+from experiments.network.dropout import turn
 from experiments.network.inference import Network
 
 OPTIONS = {
@@ -89,7 +91,8 @@ def compare(plain, networks, pairs, options, device):
             return peers.baal_scores(model, images, k, device, **peers.MODES[mode])
 
     right = scores_of_baal()
-    found = {mode: scores_of_baal(mode) for mode in peers.MODES}
+    modes = tqdm(peers.MODES, "checking that all compute the same", leave=False, disable=None)  # None: terminals only
+    found = {mode: scores_of_baal(mode) for mode in modes}
     with steered(work.ready(plain, device), keys) as model:
         found["baselines"] = peers.baselines_scores(model, [image for image, _ in pairs], k, device)
     for name, network in networks.items():
@@ -120,7 +123,7 @@ def steered(model, keys, balanced=False):
         rows = len(inputs[0])
         state.now = queue[seen : seen + rows]
         if balanced:
-            state.now, state.shift = keys[0, seen // passes].view(1), seen % passes / passes
+            state.now, state.shift = keys[0, seen // passes].view(1), turn(seen % passes / passes, keys.device)
         seen += rows
 
     hook = model.register_forward_pre_hook(steer)
@@ -128,7 +131,7 @@ def steered(model, keys, balanced=False):
         yield model
     finally:
         hook.remove()
-        state.now, state.shift = None, 0.0
+        state.now, state.shift = None, None
 
 
 def variants(plain, networks, pairs, store, options, device):

@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from experiments.benchmark.report import Row
 
@@ -31,14 +32,19 @@ def rounds(variants, count, device, seed=0):
     Each function is called once to warm up, then once a round, in an order that is drawn for each round.
     """
     times, rng = {name: [] for name in variants}, np.random.default_rng(seed)
-    for function, _ in variants.values():
-        function()
-    for _ in range(count):
-        for name in rng.permutation(list(variants)).tolist():
-            function, units = variants[name]
-            gc.collect()
-            wall, cpu, memory = once(function, device)
-            times[name].append(Time(wall / units, cpu / units, memory))
+    with tqdm(total=len(variants) * (count + 1), leave=False, disable=None, mininterval=0) as bar:
+        for name, (function, _) in variants.items():
+            bar.set_description(f"warming up, {name}")
+            function()
+            bar.update()
+        for number in range(count):
+            for name in rng.permutation(list(variants)).tolist():
+                bar.set_description(f"round {number + 1}/{count}, {name}")
+                function, units = variants[name]
+                gc.collect()
+                wall, cpu, memory = once(function, device)
+                times[name].append(Time(wall / units, cpu / units, memory))
+                bar.update()
     return times
 
 

@@ -11,11 +11,20 @@ from experiments.errors import Refused
 # pixels in a step of a U-Net: more do not make a CPU faster, as measured; a GPU's number is calculated, not measured
 AT_ONCE = {"cpu": 2**16, "cuda": 2**22}
 PRECISIONS = ("auto", "float32", "bfloat16")
+# how allocators say it that have no exception of their own: torch's on a CPU, C++, CUDA's libraries, MPS, mmap, oneDNN
+NO_MEMORY = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "Cannot allocate memory")
+NO_MEMORY += ("ALLOC_FAILED", "could not create a memory object", "could not create a primitive")
 
 
 def at_once(pixels, device):
     """How many images or passes of so many pixels suit the device in one step."""
     return max(1, AT_ONCE.get(device.type, 2**20) // pixels)
+
+
+def ran_out_of_memory(error):
+    """Whether this error says that a device or the machine has no memory left."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or (isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in NO_MEMORY))
 
 
 def autocast(device, precision):

@@ -19,15 +19,15 @@ MIX = (-4658895280553007687, -7723592293110705685)  # 0xBF58476D1CE4E5B9, 0x94D0
 class Keys:
     """What all dropout layers of one model share: `now` holds the batch's keys (B,) int64, None = dropout off.
 
-    Balanced masks: K passes with the same keys and `shift` 0, 1 / K, 2 / K ... drop each element in exactly K p of them
-    where that is whole, otherwise in one of the two nearest numbers; each pass by itself is Bernoulli as ever
-    (systematic sampling, Madow 1949, https://doi.org/10.1214/aoms/1177729988). `bits` {layer: lanes} then spares all
-    passes but the first the drawing. The mean of 8 balanced passes has less than .8 of the squared error of 8
-    independent ones (tests/test_inference.py).
+    Balanced masks: K passes with the same keys and as `shift` a `turn` by 0, 1 / K, 2 / K ... drop each element in
+    exactly K p of them where that is whole, otherwise in one of the two nearest numbers; each pass by itself is
+    Bernoulli as ever (systematic sampling, Madow 1949, https://doi.org/10.1214/aoms/1177729988). `bits` {layer: lanes}
+    then spares all passes but the first the drawing. The mean of 8 balanced passes has less than .8 of the squared
+    error of 8 independent ones (tests/test_inference.py).
     """
 
     def __init__(self):
-        self.now, self.shift, self.bits = None, 0.0, None
+        self.now, self.shift, self.bits = None, None, None
 
 
 class KeyedDropout(nn.Module):
@@ -45,7 +45,7 @@ class KeyedDropout(nn.Module):
 
     def lanes(self, x):
         bits = self.keys.bits
-        if bits is None:
+        if bits is None or torch.compiler.is_compiling():  # there drawing is cheap; CUDA graphs reuse the memory
             return lanes(self.keys.now, self.layer, x)
         if self.layer not in bits:
             bits[self.layer] = lanes(self.keys.now, self.layer, x)
@@ -77,12 +77,21 @@ def lanes(keys, layer, like):
 
 
 def keep(lanes, p, shift, dtype):
-    """0 where dropped, 1 / (1 - p) where kept; `shift` in [0, 1) turns the circle that the lanes lie on."""
-    if shift:
-        lanes = lanes + (round(shift * 65536) + 32768) % 65536 - 32768  # wraps, as int16 does
+    """0 where dropped, 1 / (1 - p) where kept; a `shift`, made by `turn`, turns the circle that the lanes lie on."""
+    if shift is not None:
+        lanes = lanes + shift  # wraps, as int16 does
     threshold = round(p * 65536) - 32768
     mask = torch.empty_like(lanes, dtype=torch.float32).copy_(lanes)
     return mask.sub_(threshold - 1).mul_(65536).clamp_(0, 1 / (1 - p)).to(dtype)  # twice as fast as comparing
+
+
+@lru_cache(maxsize=256)
+def turn(share, device):
+    """() int16, by how much lanes are turned by a share in [0, 1) of their circle.
+
+    A tensor, for of each other number torch.compile makes code anew, and of the ninth none any more.
+    """
+    return torch.tensor((round(share * 65536) + 32768) % 65536 - 32768, dtype=torch.int16, device=device)
 
 
 def splitmix64(keys, count):

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from experiments.network import device
+from experiments.network.dropout import turn
 from experiments.network.folding import fold, halves, traced
 from experiments.network.joining import join
 
@@ -53,22 +54,22 @@ class Network:
                     logits = self.rest(*rows)
                 yield from logits.unflatten(0, (-1, len(x))) if len(logits) > len(x) else [logits]
         finally:
-            self.keys.now, self.keys.shift, self.keys.bits = None, 0.0, None
+            self.keys.now, self.keys.shift, self.keys.bits = None, None, None
 
     def steps(self, x, known, keys, balanced):
         """Yield (keys of the rows, shift of the masks, what `rest` takes) step by step."""
         if keys is None:
-            yield None, 0.0, known
+            yield None, None, known
         elif balanced:
             self.keys.bits, keys = {}, keys.to(x.device)
             for k in range(len(keys)):
-                yield keys[0], k / len(keys), known
+                yield keys[0], turn(k / len(keys), x.device), known
         else:
             foldable = all(isinstance(value, torch.Tensor) and len(value) == len(x) for value in known)
             chunk = (self.mc_chunk or device.at_once(x[:, 0].numel(), x.device)) if foldable else 1
             for part in keys.to(x.device).split(chunk):
                 more = len(part)
-                yield part.flatten(), 0.0, known if more == 1 else [torch.cat([value] * more) for value in known]
+                yield part.flatten(), None, known if more == 1 else [torch.cat([value] * more) for value in known]
 
 
 def plan(model, compiled, precision, place):

@@ -1,37 +1,73 @@
-"""Files that a crash leaves whole: appended line by line, or replaced in one step."""
+"""Files that a crash leaves whole, appended line by line or replaced in one step, and locks that a crash releases."""
 
+import fcntl
 import os
+from contextlib import suppress
+from pathlib import Path
 
+from experiments.command_line.process import reason_and_advice
 from experiments.errors import Refused
 
 
 def append_line(path, line):
-    """Append and fsync; a line that does not fit on the disk is taken back whole."""
+    """Append and fsync; a line that does not fit on the disk is taken back whole. Raises Refused."""
     data = line.encode() + b"\n"
-    with open(path, "ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            while data:
-                data = data[file.write(data) :]
-            os.fsync(file.fileno())
-        except OSError as error:
-            file.truncate(end)
-            raise _disk(path, error) from error
+    try:
+        with open(path, "ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                while data:
+                    data = data[file.write(data) :]
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write(path, data):
-    """Replace `path` by `data` in one step: a crash leaves the old file or the new one, never half of one."""
+    """Replace `path` by `data` in one step: a crash leaves the old file or the new one, never half of one.
+
+    Raises Refused. A killed writer leaves `<path>.part`: who holds the lock of what lies there removes it.
+    """
     part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
         part.unlink(missing_ok=True)
-        raise _disk(path, error) from error
+        try:
+            with open(part, "xb") as file:  # never through a link that lies there
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
-def _disk(path, error):
-    return Refused(f"{path} cannot be written ({error.strerror}): free the disk, then the same command continues.")
+def hold(path):
+    """The lock file at `path`, opened and locked until its process ends; None while another process holds it."""
+    number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    file = os.fdopen(number, "r+b", buffering=0)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(number), os.stat(path)):  # not one that was released meanwhile
+            return file
+    except OSError:
+        pass
+    file.close()
+    return None
+
+
+def release(path, file):
+    """Remove a lock that `hold` gave."""
+    Path(path).unlink(missing_ok=True)
+    file.close()
+
+
+def _unwritable(path, error):
+    reason, advice = reason_and_advice(error)
+    return Refused(f"{path} cannot be written ({reason}): {advice}, then the same command continues.")

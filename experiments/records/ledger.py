@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.errors import Refused
 from experiments.network.checkpoint import hash_weights, refuse_not_finite
+from experiments.reading import MAX_WEIGHTS, regular
 from experiments.records.chain import Chain
 from experiments.records.compare import (
     recorded,
@@ -100,6 +101,11 @@ class Ledger:
         """The event of that kind and cycle, or None."""
         return next((e for e in self.events if e["event"] == event and e["cycle"] == cycle), None)
 
+    @property
+    def headline(self):
+        """The metric that judges this run; a ledger that does not say so is of a dataset judged by Dice."""
+        return self.events[0].get("headline", "test.dice")
+
     def append(self, event, cycle=0, **values):
         """Write one event for good before returning it, as it will read back."""
         event = {"event": event, "cycle": cycle, **values} | ({} if self.events else self.header)
@@ -134,7 +140,7 @@ class Ledger:
         from safetensors.torch import load_file
 
         try:
-            state = load_file(self._weights(cycle)) if self._weights(cycle).is_file() else {}
+            state = load_file(regular(self._weights(cycle), MAX_WEIGHTS))
         except (OSError, SafetensorError):
             return None
         if hash_weights(state) != digest:
@@ -147,7 +153,7 @@ class Ledger:
         """Make <label>_<run>.npy, dice.npy and budget.npy from the evaluated events; returns the paths."""
         evaluated = [e for e in self.events if e["event"] == "evaluated"]
         budget = [[e["images"], e["pixels"]] for e in evaluated]
-        curve = [e["metrics"].get("test.dice") for e in evaluated]
+        curve = [e["metrics"].get(self.headline) for e in evaluated]
         arrays = {self.folder / "budget.npy": np.array(budget)}
         if curve[-1] is not None:
             dice = [e["per_image"]["dice"] for e in evaluated]

@@ -4,78 +4,71 @@ What MongoDB shall hold of the start and the ledger does not say: settings, host
 (paths relative to the results folder). The database is made from both (experiments/records/mongo.py), now or later.
 """
 
-import fcntl
 import json
 import os
-import sys
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from threading import RLock
 from uuid import uuid4
 
-from sacred.observers import MongoObserver
-from sacred.utils import SacredInterrupt
-from tqdm import tqdm
+from sacred.observers import MongoObserver, RunObserver
 
-from experiments.records.files import write
-from experiments.records.ledger import read
+from experiments.records.files import hold, release
+from experiments.records.guarded import guarded, say
+from experiments.records.stored_records import completed, mark_killed, read_record, save
 
 LARGEST = 2**18  # characters of the output, or of one entry of `info`, that a record keeps: MongoDB takes 16 MB in all
 
 TOO_LARGE = f"left out: more than {LARGEST} characters"
 
 
-def safely(event):
-    """An observer's method that says what went wrong, once, where Sacred would never call the observer again."""
-
-    @wraps(event)
-    def safe(self, **what):
-        try:
-            with self.turn:
-                return event(self, **what)
-        except SacredInterrupt:
-            raise
-        except Exception as error:
-            if not self.said:
-                say(f"Sacred's record {self.path} cannot be written ({type(error).__name__}): the run goes on.")
-            self.said = True
-
-    return safe
-
-
 class Record(MongoObserver):
-    """Sacred's MongoObserver, that fills a file instead of a database."""
+    """Sacred's MongoObserver, that fills a file instead of a database.
 
-    def __init__(self, folder):
-        self.folder, self.path, self.said = Path(folder), Path(folder) / "sacred", False
-        self.run_entry = self.overwrite = None
+    `shown` are settings as they were in force, where the command changed them.
+    """
+
+    def __init__(self, folder, shown):
+        self.folder, self.path, self.shown = Path(folder), Path(folder) / "sacred", shown
+        self.place, self.said = f"Sacred's record {self.path}", False
+        self.run_entry = self.overwrite = self.alive = None
+        self.begun = False
         self.priority = 30  # before the files, which would hand their number to the database
-        self.turn = RLock()  # heartbeats come from a thread of their own
+        self.turn = RLock()
 
     def __eq__(self, other):
         return self is other
 
-    started_event = safely(MongoObserver.started_event)
-    heartbeat_event = safely(MongoObserver.heartbeat_event)
-    completed_event = safely(MongoObserver.completed_event)
-    interrupted_event = safely(MongoObserver.interrupted_event)
-    failed_event = safely(MongoObserver.failed_event)
+    def started_event(self, **event):
+        self.folder.mkdir(parents=True, exist_ok=True)  # where this is refused there can be no run
+        self.begun = True
+        return self._start(**event)
 
-    @safely
+    @guarded
+    def _start(self, ex_info, config, **more):
+        mark_killed(self.folder.parent)
+        name = self.folder.name if ex_info["name"] == "askmask" else ex_info["name"]  # Sacred's `-n NAME`
+        return super().started_event(ex_info=ex_info | {"name": name}, config=config | self.shown, **more)
+
+    heartbeat_event = guarded(MongoObserver.heartbeat_event)
+    completed_event = guarded(MongoObserver.completed_event)
+    interrupted_event = guarded(MongoObserver.interrupted_event)
+    failed_event = guarded(MongoObserver.failed_event)
+
+    @guarded
     def artifact_event(self, name, filename, metadata=None, content_type=None):
         path = os.path.relpath(filename, self.folder.parent)
         self.run_entry["artifacts"].append({"name": name, "path": path})
         self.save()
 
-    @safely
+    @guarded
     def log_metrics(self, metrics_by_name, info):
         """Note when each step was measured; the values are the ledger's."""
         for metric in metrics_by_name.values():
             for step, time in zip(metric["steps"], metric["timestamps"], strict=True):
                 self.run_entry["measured"].setdefault(str(step), str(time))
 
-    @safely
+    @guarded
     def resource_event(self, filename):
         """Nothing: the ledger has the data's fingerprints."""
 
@@ -87,7 +80,7 @@ class Record(MongoObserver):
         uid = f"{self.run_entry['start_time']:%Y%m%d-%H%M%S}-{uuid4().hex[:12]}"
         self.run_entry["measured"] = {}
         self.path /= f"{uid}.json"
-        self.alive = lock(self.path)
+        self.alive = hold(self.path.with_suffix(".lock"))
         self.save()
 
     def save(self):
@@ -100,7 +93,8 @@ class Record(MongoObserver):
 
     def final_save(self, attempts):
         self.save()
-        release(self.path, self.alive)
+        if self.alive:
+            release(self.path.with_suffix(".lock"), self.alive)
 
 
 def shortened(text):
@@ -119,50 +113,41 @@ def keep_output(run):
         raise
 
 
-def records(folder):
-    """The record files in a results folder or a run's, oldest first."""
-    return sorted(Path(folder).rglob("sacred/*.json"), key=lambda path: path.name)
+class LaterNotes(RunObserver):
+    """For a run that was finished before: its record gets the note and the tags of this start."""
+
+    priority = 30
+
+    def __init__(self, folder):
+        self.folder, self.place, self.turn = Path(folder), f"The note to {folder}", RLock()
+        self.begun = self.said = False
+
+    @guarded
+    def started_event(self, config, meta_info, **more):
+        mark_killed(self.folder.parent)
+        path = completed(self.folder)
+        lock = path.with_suffix(".lock")
+        held = hold(lock)
+        if held:
+            try:
+                record = read_record(path)
+                noted = with_notes(record, meta_info.get("comment") or "", config["tags"])
+                if noted != record:
+                    save(path, noted)
+                    say(f"{self.folder} is finished: the note and tags are added to its record.")
+            finally:
+                release(lock, held)
 
 
-def mark_interrupted(path):
-    """Mark the record of a run that was killed as INTERRUPTED; every step of the ledger belongs to it."""
-    alive = json.loads(path.read_bytes())["status"] == "RUNNING" and lock(path)
-    if alive:
-        record = json.loads(path.read_bytes())  # it may have ended in between
-        if record["status"] == "RUNNING":
-            last = record["heartbeat"] or record["start_time"]
-            for event in measured(path):
-                record["measured"].setdefault(str(event["images"]), last)
-            save(path, record | {"status": "INTERRUPTED", "stop_time": last})
-        release(path, alive)
-
-
-def measured(path):
-    """The evaluations in the ledger that a record lies beside."""
-    return [event for event in read(path.parents[1]) if event["event"] == "evaluated"]
-
-
-def save(path, record):
-    write(path, json.dumps(record, default=str, sort_keys=True, indent=1).encode())
-
-
-def lock(path):
-    """The open lock file of a record, None while another process holds it."""
-    file = open(path.with_suffix(".lock"), "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
-
-
-def release(path, file):
-    path.with_suffix(".lock").unlink(missing_ok=True)
-    file.close()
-
-
-def say(line):
-    """Print a line above the progress bar."""
-    tqdm.write(line)
-    sys.stdout.flush()
+def with_notes(record, note, tags):
+    """The record with a note below its own one and with more tags, each once."""
+    known, new = (
+        [word.strip() for word in text.split(",") if word.strip()] for text in (record["config"].get("tags", ""), tags)
+    )
+    more = [word for word in dict.fromkeys(new) if word not in known]
+    if more:
+        record = record | {"config": record["config"] | {"tags": ", ".join(known + more)}}
+    old = record["meta"].get("comment") or ""
+    if note and note not in old.split("\n"):
+        record = record | {"meta": record["meta"] | {"comment": f"{old}\n{note}".strip()}}
+    return record

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
+from experiments.settings import Range
 from experiments.store import IGNORE
 
 ingredient = Ingredient("augment")
@@ -27,6 +28,14 @@ def settings():
     contrast = 0.5  # distance from the crop's mean grey, times a factor in 1 -+ this, 0 = off
     saturation = 0.5  # distance from the pixel's own grey, times a factor in 1 -+ this, 0 = off
     hue = 0.05  # at most this fraction of the hue circle, either way: more changes the stain, 0 = off
+
+
+ALLOWED = {
+    "brightness": Range(least=0),
+    "contrast": Range(least=0),
+    "saturation": Range(least=0),
+    "hue": Range(least=0, most=0.5),
+}
 
 
 @ingredient.capture

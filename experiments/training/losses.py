@@ -21,7 +21,10 @@ def dice(logits, masks):
 
 
 def dice_ce(logits, masks):
-    """Sum of `dice` and `ce`, as nnU-Net trains: Isensee et al. 2021, https://arxiv.org/abs/1904.08128."""
+    """Sum of `dice` and `ce`, the kind of loss of nnU-Net: Isensee et al. 2021, https://arxiv.org/abs/1904.08128.
+
+    Its Dice leaves the background out and is often taken over a whole batch; ours averages all classes image by image.
+    """
     return dice(logits, masks) + ce(logits, masks)
 
 

@@ -1,6 +1,7 @@
 """Training: the labelled images of a Store, augmented in batches on the device, best weights by validation."""
 
 import math
+import os
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,9 +12,10 @@ from experiments import metrics
 from experiments.acquisition.prediction import pass_keys, predict, two_sided, winner
 from experiments.errors import Refused
 from experiments.network import checkpoint
-from experiments.network.device import PRECISIONS, autocast, compiled_for
+from experiments.network.device import PRECISIONS, autocast, compiled_for, ran_out_of_memory
 from experiments.network.layers import layer_outputs
 from experiments.randomness import generator
+from experiments.settings import Range
 from experiments.training import augment
 from experiments.training.losses import LOSSES
 
@@ -35,7 +37,7 @@ def settings():
     epochs = 10  # in each cycle
     draws = 8  # crops of each labelled image in an epoch
     batch = 8  # crops in a step
-    select_by = "loss"  # which validation value keeps the best weights: loss, dice or iou
+    select_by = "loss"  # which validation value keeps the best weights: loss, dice, iou, miou or class_dice
     validate_every = 5  # epochs; the last one is always validated
     patience = 0  # validations without a better value before training stops, 0 = never
     warm_start = False  # True: go on from the last cycle's weights instead of the first ones
@@ -44,26 +46,25 @@ def settings():
     deterministic = False  # True: bitwise equal runs on a GPU too, slower
 
 
-@ingredient.capture
-def check(optimizer, schedule, loss, select_by, precision, epochs, draws, batch, validate_every):
-    """Refuse settings that name nothing, before any work."""
-    for name, value, known in (
-        ("optimizer", optimizer, ["sgd", "adam", "adamw"]),
-        ("schedule", schedule, list(SCHEDULES)),
-        ("loss", loss, list(LOSSES)),
-        ("select_by", select_by, ["loss", "dice", "iou"]),
-        ("precision", precision, PRECISIONS),
-    ):
-        if value not in known:
-            raise Refused(f"trainer.{name} is one of {', '.join(known)}, not {value!r}.")
-    for name, value in (
-        ("epochs", epochs),
-        ("draws", draws),
-        ("batch", batch),
-        ("validate_every", validate_every),
-    ):
-        if value < 1:
-            raise Refused(f"trainer.{name} must be at least 1, not {value}.")
+ALLOWED = {
+    "optimizer": ("sgd", "adam", "adamw"),
+    "lr": Range(least=0),
+    "momentum": Range(least=0, below=1),
+    "weight_decay": Range(least=0),
+    "schedule": ("constant", "step", "cosine", "poly"),
+    "warmup": Range(least=0),
+    "step_size": Range(least=1),
+    "gamma": Range(least=0),
+    "power": Range(least=0),
+    "loss": tuple(LOSSES),
+    "epochs": Range(least=1),
+    "draws": Range(least=1),
+    "batch": Range(least=1),
+    "select_by": ("loss", *metrics.OVERLAPS),
+    "validate_every": Range(least=1),
+    "patience": Range(least=1, zero="no such stop"),
+    "precision": PRECISIONS,
+}
 
 
 @ingredient.capture
@@ -86,6 +87,8 @@ def prepare(device, threads, deterministic):
         raise Refused(f"device={device} cannot be used ({reason}): {fix}.") from error
     if threads:
         torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses cuBLAS on a GPU
     if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)  # imports the compiler, which takes seconds
     return chosen
@@ -182,7 +185,9 @@ def errors_explained(crops, device):
     """Say which setting is wrong where a step is too much for the device or too little for batch norm."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
         raise Refused(
             f"A step of {crops} does not fit on {device}: lower trainer.batch, the crop or the width."
         ) from error
@@ -222,7 +227,7 @@ SCHEDULES = {  # (epoch, share of the training done, step_size, gamma, power) ->
 
 
 def validate(model, store, objective, advance):
-    """Mean loss, Dice and IoU of the single deterministic pass over whole images, as plain floats."""
+    """Mean loss and metrics.overlaps of the single deterministic pass over whole images, as plain floats."""
     from experiments.network.inference import Network  # needs torch at once
 
     network, losses, counted = Network(model), [], []
@@ -232,12 +237,17 @@ def validate(model, store, objective, advance):
         losses.append(objective(prediction.mean_logits, masks))
         counted.append(metrics.counts(winner(prediction.mean), masks, prediction.mean.shape[1]))
         advance(masks.numel())
-    counted = torch.cat(counted)
-    return {
-        "loss": torch.cat(losses).mean().item(),
-        "dice": metrics.dice(counted)[:, 1:].mean().item(),
-        "iou": metrics.iou(counted)[:, 1:].mean().item(),
-    }
+    return {"loss": torch.cat(losses).mean().item(), **metrics.overlaps(torch.cat(counted).cpu(), store.foreground)}
+
+
+@ingredient.capture
+def check_validation(val, select_by):
+    """Raise Refused if the masks of Store `val`, None without one, cannot say which weights are best."""
+    if val and select_by != "loss" and not val.mask_pixels[val.foreground].any():
+        raise Refused(
+            f"None of the {len(val)} validation images has a pixel of a foreground class, so trainer.select_by="
+            f"{select_by} cannot choose weights: use loss."
+        )
 
 
 class Best:

@@ -1,4 +1,4 @@
-"""Of the best images by score those least like each other and the labelled ones: a diversity constraint.
+"""Diversity constraint (DC): of the best images by score those least like each other and the labelled ones.
 
 AL-MGS's Entropy_DC (https://github.com/lkf-Labs/AL-MGS): of the 30 images of highest entropy the 20 with the smallest
 sum of the largest cosine similarity to another candidate and the largest one to a labelled image. Each is judged on its
@@ -11,7 +11,7 @@ from math import ceil
 from sacred import Ingredient
 
 from experiments.acquisition.ranking import ranking
-from experiments.errors import Refused
+from experiments.settings import Range
 from heuristics.coreset import k_centre, row_by_row
 from heuristics.simple_diversity import cosine, isolation
 
@@ -29,16 +29,18 @@ def settings():
     pooling = "max"  # or mean
 
 
-@ingredient.capture
-def check(candidates):
-    if candidates < 0:
-        raise Refused(f"diverse.candidates is at least 0, not {candidates}.")
+ALLOWED = {
+    "candidates": Range(least=0),
+    "start_cycle": Range(least=0),
+    "grid": Range(least=1),
+    "pooling": ("mean", "max"),
+}
 
 
 @ingredient.capture
 def pick(scores, pool, n, rng, candidates, start_cycle, greedy, layer, grid, pooling):
     """n positions, the least similar first."""
-    order = ranking(scores, pool.ids)
+    order = ranking(scores, pool.ids, rng)
     if pool.cycle < start_cycle:
         return order[:n]
     best = order[: max(n, candidates or ceil(1.5 * n))]
@@ -46,5 +48,5 @@ def pick(scores, pool, n, rng, candidates, start_cycle, greedy, layer, grid, poo
     if greedy:
         picked = k_centre(rows[best], labelled, n, row_by_row(cosine))
     else:
-        picked = ranking(isolation(rows[best], labelled, cosine).cpu(), [pool.ids[i] for i in best])[:n]
+        picked = ranking(isolation(rows[best], labelled, cosine).cpu(), [pool.ids[i] for i in best], rng)[:n]
     return [best[i] for i in picked]

@@ -1,4 +1,4 @@
-"""Of the best random groups by score the one whose images are least like each other and the labelled ones.
+"""Stochastic batches with a diversity constraint (SB_DC): of the best groups the one with the least similar images.
 
 AL-MGS's Entropy_SB_DC (https://github.com/lkf-Labs/AL-MGS): stochastic batches (Gaillochet et al. 2023,
 https://arxiv.org/abs/2301.07670) of which the 5 with the highest mean score are compared by the mean over their images
@@ -9,7 +9,7 @@ import numpy as np
 from sacred import Ingredient
 
 from experiments.acquisition.ranking import ranking
-from experiments.errors import Refused
+from experiments.settings import Range
 from heuristics.batches.stochastic import draw_groups
 from heuristics.simple_diversity import cosine, isolation
 
@@ -26,10 +26,12 @@ def settings():
     pooling = "max"  # or mean
 
 
-@ingredient.capture
-def check(groups):
-    if groups < 1:
-        raise Refused(f"diverse_groups.groups is at least 1, not {groups}.")
+ALLOWED = {
+    "groups": Range(least=1),
+    "start_cycle": Range(least=0),
+    "grid": Range(least=1),
+    "pooling": ("mean", "max"),
+}
 
 
 @ingredient.capture
@@ -37,11 +39,12 @@ def pick(scores, pool, n, rng, groups, start_cycle, layer, grid, pooling):
     """n positions, the best of the group first."""
     scores, ids = np.asarray(scores, dtype=np.float64), pool.ids
     drawn = draw_groups(ids, n, max(1, len(pool) // n), False, int(rng.integers(2**63)))
-    drawn = drawn[ranking(scores[drawn].mean(1), [ids[group[0]] for group in drawn])][:groups]
+    drawn = drawn[ranking(scores[drawn].mean(1), [ids[group[0]] for group in drawn], rng)][:groups]
+    best = drawn[0]
     if pool.cycle >= start_cycle:
         rows, labelled = (images.features(layer, grid, pooling) for images in (pool, pool.labelled))
-        drawn = drawn[ranking(differences(rows, labelled, drawn), range(len(drawn)))]
-    return sorted(drawn[0].tolist(), key=lambda i: (-scores[i], ids[i]))
+        best = drawn[np.argmax(differences(rows, labelled, drawn))]
+    return best[ranking(scores[best], [ids[i] for i in best], rng)].tolist()
 
 
 def differences(rows, labelled, groups):

@@ -1,4 +1,4 @@
-"""Stochastic batches: the best of random groups, so that a query is uncertain as a whole and not all alike.
+"""Stochastic batches: the random group of images with the highest mean score is the query.
 
 Gaillochet et al. 2023, https://arxiv.org/abs/2301.07670. Disjoint groups as in StochasticBatchAL and AL-MGS, or groups
 drawn anew from the whole pool as there with `resample` and in AL-SEG. Draws are keyed by image id.
@@ -8,8 +8,8 @@ import numpy as np
 from sacred import Ingredient
 
 from experiments.acquisition.ranking import ranking
-from experiments.errors import Refused
 from experiments.randomness import uniform
+from experiments.settings import Range
 
 ingredient = Ingredient("stochastic")
 
@@ -22,12 +22,11 @@ def settings():
     reduction = "mean"  # of the members' scores: mean, max or sum
 
 
-@ingredient.capture
-def check(size, groups, reduction):
-    if reduction not in REDUCTIONS:
-        raise Refused(f"stochastic.reduction is one of {', '.join(REDUCTIONS)}, not {reduction!r}.")
-    if size < 0 or groups < 0:
-        raise Refused(f"stochastic.size and stochastic.groups are at least 0, not {size} and {groups}.")
+ALLOWED = {
+    "size": Range(least=0),
+    "groups": Range(least=0),
+    "reduction": ("mean", "max", "sum"),
+}
 
 
 @ingredient.capture
@@ -37,20 +36,21 @@ def pick(scores, pool, n, rng, size, resample, groups, reduction):
     size = min(size or n, n)
     count = (groups if resample else 0) or max(1, len(pool) // size)
     drawn = draw_groups(pool.ids, size, count, resample, int(rng.integers(2**63)))
-    order = ranking(REDUCTIONS[reduction](scores[drawn], axis=1), [pool.ids[first] for first in drawn[:, 0]])
+    order = ranking(REDUCTIONS[reduction](scores[drawn], axis=1), [pool.ids[first] for first in drawn[:, 0]], rng)
     picked = {}
-    for i in queue(scores, pool.ids, drawn, order):
+    for i in queue(ranking(scores, pool.ids, rng), drawn, order):
         picked[i] = None
         if len(picked) == n:
             break
     return list(picked)
 
 
-def queue(scores, ids, drawn, order):
-    """All positions, as they are wanted: group by group, then by score; some more than once."""
+def queue(best, drawn, order):
+    """All positions, as they are wanted: group by group, then by score, as in `best`; some more than once."""
+    place = np.argsort(best)
     for group in order:
-        yield from sorted(drawn[group].tolist(), key=lambda i: (-scores[i], ids[i]))
-    yield from ranking(scores, ids)
+        yield from sorted(drawn[group].tolist(), key=place.__getitem__)
+    yield from best
 
 
 def draw_groups(ids, size, count, resample, salt):

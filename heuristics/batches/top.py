@@ -10,4 +10,4 @@ ingredient = Ingredient("top")
 @ingredient.capture
 def pick(scores, pool, n, rng):
     """n positions, best first."""
-    return ranking(scores, pool.ids)[:n]
+    return ranking(scores, pool.ids, rng)[:n]
