@@ -36,7 +36,7 @@ class State:
 
     config: dict
     run: Any  # Sacred's Run
-    parts: dict  # the chosen component modules
+    components: dict  # the chosen modules, by the setting that names each
     place: tuple  # (seed, dataset), the root of all randomness
     crop: int
     train: Store
@@ -45,10 +45,10 @@ class State:
     active: Any  # baal's ActiveLearningDataset of positions in `train`: who is labelled
     classes: int
     model: Any
-    first: dict  # the weights that every cycle starts from
+    first_weights: dict  # the weights that every cycle starts from
     ledger: Ledger
-    bar: Progress
-    holds: int | None = None  # the cycle whose trained weights are in the model
+    progress: Progress
+    trained_cycle: int | None = None  # the cycle whose trained weights are in the model
     learner: Any = None  # what a learned strategy trained beside them
     asked: Any = None  # the last query as its pictures show it, until its masks are there
 
@@ -56,35 +56,35 @@ class State:
         return (*self.place, cycle)
 
 
-def check(config, parts, usual):
+def check(config, components, usual):
     """Say which dataset it is and refuse what the dataset's files or an earlier run's results do not allow.
 
     `usual` are the defaults of all settings.
     """
     [about, *_] = written("dataset", config["dataset"])["__doc__"].split("\n")  # -OO leaves modules without theirs
     say(f"Dataset {config['dataset']}: {about}")
-    metrics.headline(parts["dataset"])
-    splits = find_images(config, parts)
-    needs.check(config, parts, splits)
-    trial.check(config, parts, splits)
+    metrics.headline(components["dataset"])
+    splits = find_images(config, components)
+    needs.check(config, components, splits)
+    trial.check(config, components, splits)
     size, start = len(splits.train), config["start"]
     if isinstance(start, int) and start > size:
         raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
-    config = resolve_counts(config, parts, size)
+    config = resolve_counts(config, components, size)
     if 0 < config["pool_size"] < config["query"]:
         looked, asked = config["pool_size"], config["query"]
         raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
-    ledger.check(folder_of(config), config, usual, lambda: made_with(config, parts.values(), device_of(config)))
+    ledger.check(folder_of(config), config, usual, lambda: made_with(config, components.values(), device_of(config)))
 
 
-def find_images(config, parts):
+def find_images(config, components):
     """The Splits of this run's dataset; nothing is decoded. Raises Refused when files are missing."""
-    return parts["dataset"].load(rng=generator(config["seed"], config["dataset"], "split"))
+    return components["dataset"].load(rng=generator(config["seed"], config["dataset"], "split"))
 
 
-def resolve_counts(config, parts, size):
+def resolve_counts(config, components, size):
     """The settings with shares of the `size` training images as numbers of images."""
-    start = 0 if getattr(parts["initial"], "EMPTY", False) else config["start"]
+    start = 0 if getattr(components["initial"], "EMPTY", False) else config["start"]
     return {**config, "start": count(start, size), **{k: count(config[k], size) for k in ("query", "pool_size")}}
 
 
@@ -120,17 +120,17 @@ def memory_explained(stage):
 
 
 @contextmanager
-def prepare(config, run, parts, usual):
+def prepare(config, run, components, usual):
     """Read the images, open the ledger, build the model: a State for the other steps."""
     from baal.active import ActiveLearningDataset  # takes seconds to import
 
-    place, data, model_file = (config["seed"], config["dataset"]), parts["dataset"], parts["model"]
+    place, data, model_file = (config["seed"], config["dataset"]), components["dataset"], components["model"]
     device = device_of(config)
-    made = made_with(config, parts.values(), device)
+    made = made_with(config, components.values(), device)
     for part in ("trainer", "prediction"):
         if config[part]["compiled"]:
             check_compiling(f"{part}.compiled")
-    splits = find_images(config, parts)
+    splits = find_images(config, components)
     with memory_explained(lambda: "reading the images"):
         stores = [split and Store(split, device, classes=data.CLASSES) for split in splits[:3]]
     train, val, test = stores
@@ -139,8 +139,8 @@ def prepare(config, run, parts, usual):
     refuse_ignored_foreground(list(filter(None, stores)), config["dataset"])
     trainer.check_validation(val)
     size, classes = len(train), len(data.CLASSES)
-    config, folder = resolve_counts(config, parts, size), folder_of(config)
-    print_summary(config, run, parts, splits, test, classes, made)
+    config, folder = resolve_counts(config, components, size), folder_of(config)
+    print_summary(config, run, components, splits, test, classes, made)
     fingerprints = [store and store.fingerprint for store in stores]
     masks = {name: store and digest_masks(store, range(len(store))) for name, store in (("val", val), ("test", test))}
     with (
@@ -156,7 +156,9 @@ def prepare(config, run, parts, usual):
         active = ActiveLearningDataset(range(size))
         gc.freeze()  # what was imported is no garbage: looking for some takes a tenth of the time
         try:
-            yield State(config, run, parts, place, splits.crop, *stores, active, classes, model, first, ledger, bar)
+            yield State(
+                config, run, components, place, splits.crop, *stores, active, classes, model, first, ledger, bar
+            )
         finally:
             gc.unfreeze()
 
@@ -180,7 +182,7 @@ def go_on(ledger, config, made, masks, stores):
     say(f"Going on from {ledger.folder}, where {done} steps are done.")
 
 
-def print_summary(config, run, parts, splits, test, classes, made):
+def print_summary(config, run, components, splits, test, classes, made):
     """Say what is about to be done and on what, and what an answer that looks at nothing would score."""
     threads = f"{made['threads']} thread" + "s" * (made["threads"] != 1)
     say(f"On {made['device']}, {threads}, {made['precision']}.")
@@ -189,10 +191,10 @@ def print_summary(config, run, parts, splits, test, classes, made):
     say(f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.")
     if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
         say(f"This is a small budget; the published one is `with {config['dataset']}`.")
-    if getattr(parts["heuristic"], "JOINT", False):
+    if getattr(components["heuristic"], "JOINT", False):
         say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
     if test:
-        measure = metrics.headline(parts["dataset"]).removeprefix("test.")
+        measure = metrics.headline(components["dataset"]).removeprefix("test.")
         constant = evaluation.constant_answer(test, classes, measure)
         run.info["constant_dice"] = constant
         if constant is None:
@@ -215,13 +217,13 @@ def initial(state):
 
         pool = querying.pool_of(state, range(len(state.train)), 0, model=untrained)
         queries, _ = querying.ask(
-            state.parts["initial"], load("batch", "top"), pool, state.config["start"], state.at("initial")
+            state.components["initial"], load("batch", "top"), pool, state.config["start"], state.at("initial")
         )
         named = {
-            "classes": state.parts["dataset"].CLASSES,
+            "classes": state.components["dataset"].CLASSES,
             "test": state.test.ids if state.test else [],
             "constant_dice": state.run.info.get("constant_dice"),
-            "headline": metrics.headline(state.parts["dataset"]),
+            "headline": metrics.headline(state.components["dataset"]),
         }
         event = state.ledger.append("start", queries=queries, **named)
     return event["queries"]
@@ -229,7 +231,7 @@ def initial(state):
 
 def check_pool(state, cycle):
     """Let the heuristic refuse, before a training that its query follows, what the annotated images do not allow."""
-    check = getattr(state.parts["heuristic"], "check_pool", None)
+    check = getattr(state.components["heuristic"], "check_pool", None)
     if check and cycle < state.config["cycles"]:
         check(pool=querying.pool_of(state, [], cycle))
 
@@ -268,11 +270,11 @@ def train_and_test(state, cycle):
         gc.collect()  # else safetensors' and matplotlib's circles hold many cycles' weights and pictures
         seconds, seen = weights.fit(state, cycle)
         began = perf_counter()
-        state.bar.start(f"cycle {cycle}/{state.config['cycles']}, testing")
+        state.progress.start(f"cycle {cycle}/{state.config['cycles']}, testing")
         scalars, arrays, calibration = {}, {}, {}
         if state.test:
             scalars, arrays, calibration = evaluation.evaluate(
-                state.model, state.test, state.at(cycle), state.classes, advance=state.bar.advance
+                state.model, state.test, state.at(cycle), state.classes, advance=state.progress.advance
             )
         saved = checkpoint.pack(state.model, state.learner)
         digest = state.ledger.save_weights(cycle, saved, state.config["checkpoint"])
@@ -311,13 +313,13 @@ def query(state, cycle):
         stage = f"cycle {cycle}/{state.config['cycles']}, scoring the pool"
 
         def trained():
-            if state.holds != cycle:
+            if state.trained_cycle != cycle:
                 weights.restore(state, cycle)
-                state.bar.start(stage)
+                state.progress.start(stage)
             return state.model
 
         began = perf_counter()
-        state.bar.start(stage)
+        state.progress.start(stage)
         if weights.learns(state):
             trained()
         before = state.ledger.find("queried", cycle - 1)
@@ -328,10 +330,10 @@ def query(state, cycle):
             model=trained,
             memory=deepcopy(before.get("memory", {})) if before else {},
             learner=state.learner and state.learner.eval(),
-            advance=state.bar.advance,
+            advance=state.progress.advance,
         )
         n, way = state.config["query"], querying.reduction(state.config)
-        heuristic, batch = state.parts["heuristic"], state.parts["batch"]
+        heuristic, batch = state.components["heuristic"], state.components["batch"]
         queries, scores = querying.ask(heuristic, batch, pool, n, (*state.at(cycle), "query"), way)
         write(state.ledger.folder / "queries" / f"cycle_{cycle:03d}.csv", querying.table(pool, queries, scores))
         event = state.ledger.append("queried", cycle, queries=queries, memory=pool.memory)
@@ -342,7 +344,7 @@ def query(state, cycle):
 
 def can_show(state, cycle):
     """Bring a cycle's weights into the model for its pictures; False if they are gone and a later cycle is tested."""
-    if state.holds != cycle:
+    if state.trained_cycle != cycle:
         digest = state.ledger.find("evaluated", cycle)["weights"]
         if state.ledger.find("evaluated", cycle + 1) and state.ledger.load_weights(cycle, digest) is None:
             return False
@@ -362,20 +364,20 @@ def publish(state, cycle, event):
     if score is not None:
         word = metrics.HEADLINES[headline.removeprefix("test.")]
         result = f"test {word} {score:.3f}"
-        state.bar.result = f", {word} {score:.3f}"
+        state.progress.result = f", {word} {score:.3f}"
         curve = [
             e["metrics"][headline] for e in state.ledger.events if e["event"] == "evaluated" and e["cycle"] <= cycle
         ]
         state.run.info |= {"headline": headline, "best": round(max(curve), 3), "last": round(score, 3)}
     done = f"cycle {cycle}/{state.config['cycles']}: {event['images']} images labelled, {result}"
-    state.bar.line(done + state.bar.estimate())
+    state.progress.line(done + state.progress.estimate())
     return score
 
 
 def conclude(state):
     """Hand the arrays to the observers and say where the result lies."""
     if not state.active.n_unlabelled and state.config["cycles"]:
-        state.bar.line("Every image of the pool is labelled: the run ends here.")
+        state.progress.line("Every image of the pool is labelled: the run ends here.")
     paths = state.ledger.write_arrays()
     for path in paths:
         state.run.add_artifact(str(path), path.name)
@@ -383,7 +385,7 @@ def conclude(state):
     if curve in paths and state.config["cycles"]:
         state.run.add_artifact(str(draw_curve(state)), "learning_curve.png")
     state.run.info["queries"] = [e for e in state.ledger.events if e["event"] == "queried"]
-    state.bar.close()
+    state.progress.close()
     say(curve if curve in paths else state.ledger.folder)  # without a clock, for scripts
 
 

@@ -105,7 +105,7 @@ def test_killed_after_each_event(run, whole, tmp_path):
     assert codes == [-9] * 6
     assert run(tmp_path)[0] == 0
     assert_same(tmp_path, whole[0])
-    assert len([name for name in files(tmp_path) if name.endswith(".png")]) == 3
+    assert len([name for name in files(tmp_path) if name.endswith(".png")]) == 5  # queries, their answers, the curve
 
 
 @pytest.mark.parametrize("number", range(KILLS))

@@ -66,7 +66,7 @@ def path_of(state, cycle, what=""):
 
 def look(state, cycle, indices):
     """(masks (H, W) uint8, uncertainty maps (H, W) or None) of these images of `train`, by the scoring passes."""
-    heuristic = state.parts["heuristic"]
+    heuristic = state.components["heuristic"]
     pool = querying.pool_of(state, indices, cycle, model=lambda: state.model)
     masks, maps = [None] * len(indices), [None] * len(indices)
     for positions, prediction in pool.predictions(selection.source(heuristic)):
@@ -105,7 +105,7 @@ def titles(state, cycle, queries, indices):
 
 def measure(state, score=None):
     """What the heuristic's map shows and its unit; or its score with them."""
-    name, heuristic = state.config["heuristic"], state.parts["heuristic"]
+    name, heuristic = state.config["heuristic"], state.components["heuristic"]
     unit = getattr(heuristic, "UNIT", "")
     if score is None:
         return f"{name}, {unit}" if unit else name

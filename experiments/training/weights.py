@@ -14,14 +14,14 @@ from experiments.training import learned, trainer
 
 def fit(state, cycle):
     """Train this cycle's weights into the model: (seconds, validation values)."""
-    if cycle and continues_weights(state.config, state.parts["heuristic"]) and state.holds != cycle - 1:
+    if cycle and continues_weights(state.config, state.components["heuristic"]) and state.trained_cycle != cycle - 1:
         restore(state, cycle - 1)
     began = perf_counter()
     held, seen = held_out(state), {}
     labelled = [i for i in state.active.get_indices_for_active_step() if i not in held]
-    state.bar.start(f"cycle {cycle}/{state.config['cycles']}, training on {len(labelled)}")
+    state.progress.start(f"cycle {cycle}/{state.config['cycles']}, training on {len(labelled)}")
     with pseudo_labelled(state, cycle) as pseudo:
-        trainer.reset_weights(state.model, state.first, cycle)
+        trainer.reset_weights(state.model, state.first_weights, cycle)
         strategy = strategy_of(state, cycle) if learns(state) else None
         state.learner = strategy and strategy.learner
         if labelled:
@@ -32,26 +32,26 @@ def fit(state, cycle):
                 state.val,
                 state.at(cycle),
                 state.crop,
-                advance=state.bar.advance,
+                advance=state.progress.advance,
                 strategy=strategy,
                 **pseudo,
             )
-    state.holds = cycle
+    state.trained_cycle = cycle
     return perf_counter() - began, seen
 
 
 def learns(state):
     """Whether the heuristic is a learned strategy."""
-    return hasattr(state.parts["heuristic"], "prepare")
+    return hasattr(state.components["heuristic"], "prepare")
 
 
 def strategy_of(state, cycle):
     """The learned strategy as a cycle's training begins."""
-    heuristic, model_file = state.parts["heuristic"], state.parts["model"]
+    heuristic, model_file = state.components["heuristic"], state.components["model"]
     layer = state.config.get(state.config["heuristic"], {}).get("layer")
     found = model_file.LAYERS[layer] if layer else []
     paths = [found] if isinstance(found, str) else found
-    channels, place = state.parts["dataset"].CHANNELS, state.at(cycle)
+    channels, place = state.components["dataset"].CHANNELS, state.at(cycle)
     learner = learned.prepare(heuristic, state.model, paths, channels, place, state.train.device)
     return learned.Strategy(heuristic, learner, paths, np.flatnonzero(~state.active.labelled), place)
 
@@ -67,19 +67,21 @@ def pseudo_labelled(state, cycle):
 
     Gives what trainer.fit must know of them; nothing without any.
     """
-    heuristic, masked = state.parts["heuristic"], []
+    heuristic, masked = state.components["heuristic"], []
     if not cycle or not hasattr(heuristic, "pseudo_labels"):
         yield {}
         return
     indices = querying.candidates(state, cycle - 1)
-    pool = querying.pool_of(state, indices, cycle - 1, model=lambda: state.model, advance=state.bar.advance)
+    pool = querying.pool_of(state, indices, cycle - 1, model=lambda: state.model, advance=state.progress.advance)
     try:
         for positions, masks in heuristic.pseudo_labels(pool=pool):
             for position, mask in zip(positions, masks, strict=True):
                 if (mask != IGNORE).any():
                     masked.append(indices[position])
                     state.train.mask(indices[position]).copy_(mask)
-        state.bar.line(f"cycle {cycle}/{state.config['cycles']}: {len(masked)} of {len(pool)} images pseudo-labelled")
+        state.progress.line(
+            f"cycle {cycle}/{state.config['cycles']}: {len(masked)} of {len(pool)} images pseudo-labelled"
+        )
         yield {"pseudo": masked, "pseudo_crops": state.config[state.config["heuristic"]]["pseudo_crops"]}
     finally:
         for index in masked:
@@ -89,7 +91,7 @@ def pseudo_labelled(state, cycle):
 def held_out(state):
     """Positions in `train` of labelled images that the heuristic keeps from training while it has a pool to ask of."""
     labelled = state.active.get_indices_for_active_step()
-    hold_out = getattr(state.parts["heuristic"], "hold_out", None)
+    hold_out = getattr(state.components["heuristic"], "hold_out", None)
     if not hold_out or not state.active.n_unlabelled:
         return []
     kept = set(hold_out([state.train.ids[i] for i in labelled]))
@@ -105,8 +107,8 @@ def restore(state, cycle):
         if learns(state):
             state.learner = strategy_of(state, cycle).learner
             state.learner.load_state_dict(more)
-        state.holds = cycle
-    elif continues_weights(state.config, state.parts["heuristic"]):
+        state.trained_cycle = cycle
+    elif continues_weights(state.config, state.components["heuristic"]):
         raise Refused(
             f"The weights of cycle {cycle} in {state.ledger.folder} are gone: start again with another label."
         )
