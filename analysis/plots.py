@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analysis import runs, statistics
-from experiments.command_line.process import one_line_errors
+from experiments.command_line.process import one_line_errors, unusable
 from experiments.errors import Refused
 
 # Okabe & Ito's colours, told apart by colour-blind readers; markers tell the methods apart without colour
@@ -194,7 +194,7 @@ def main(source, output, **asked):
     try:
         curves(frame, metric=metric, constant=runs.constant_dice(source, datasets[0])).savefig(output)
     except OSError as error:
-        raise Refused(f"{output} cannot be written ({error.strerror}): give another name.") from error
+        raise unusable(output, error, "written") from error
     print(output)
 
 

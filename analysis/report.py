@@ -20,7 +20,7 @@ from PIL import Image
 
 from analysis import plots, runs, statistics
 from analysis.ledgers import aloud, bare_arrays, bounded, curve_of, finished, silent
-from experiments.command_line.process import one_line_errors
+from experiments.command_line.process import one_line_errors, unusable
 from experiments.errors import Refused
 from experiments.records.cells import harmless
 
@@ -293,7 +293,7 @@ def save(path, data):
     try:
         path.write_bytes(data)
     except OSError as error:
-        raise Refused(f"{path} cannot be written ({error.strerror}): give another name.") from error
+        raise unusable(path, error, "written") from error
     print(path)
 
 

@@ -44,7 +44,7 @@ class Released:
 )
 def test_a_signal_in_a_callback_is_not_lost(number, error):
     """An exception raised in its handler would be: Python ignores those of a weak reference's callback."""
-    number = getattr(signal, number)
+    number, before = getattr(signal, number), {each: signal.getsignal(each) for each in process.SIGNALS}
     with signals_noted(lambda number: None):
         released = Released()
         kept = weakref.ref(released, lambda reference: os.kill(os.getpid(), number))
@@ -57,7 +57,9 @@ def test_a_signal_in_a_callback_is_not_lost(number, error):
                 stop_if_asked()
             os.kill(os.getpid(), signal.SIGTERM)  # a second one changes nothing
     stop_if_asked()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    os.kill(os.getpid(), signal.SIGTERM)  # nor does one while the process ends
+    for each, handler in before.items():
+        signal.signal(each, handler)
 
 
 def test_ignored_signals_stay_ignored():
@@ -68,6 +70,7 @@ def test_ignored_signals_stay_ignored():
             os.kill(os.getpid(), signal.SIGHUP)
             time.sleep(0.1)
             assert not stop_asked() and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a command that was not asked leaves no trace
     finally:
         signal.signal(signal.SIGHUP, before)
 

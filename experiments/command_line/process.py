@@ -65,8 +65,8 @@ def signals_noted(give_up):
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # a process that was asked is about to end, and stays undisturbed
+            signal.signal(number, signal.SIG_IGN if stop_asked() else handler)
         signal.set_wakeup_fd(kept)
         _state.update(signal=None)
         os.close(writer)
@@ -108,6 +108,12 @@ def reason_and_advice(error):
     return error.strerror or type(error).__name__, advice
 
 
+def unusable(path, error, tried="used", more=""):
+    """Refused, for what the operating system says of a path, with what helps."""
+    reason, advice = reason_and_advice(error)
+    return Refused(f"{path} cannot be {tried} ({reason}): {advice}{more}.")
+
+
 def refusal(error):
     """The Refused that tells a user of this error in one line; None for one that is a fault of the program."""
     if isinstance(error, Refused):
@@ -116,9 +122,7 @@ def refusal(error):
         return Refused("Memory ran out: end other programs, or lower batch, crop or width.")
     if not isinstance(error, OSError) or error.errno is None:
         return None
-    reason, advice = reason_and_advice(error)
-    place = error.filename or f"A file in the results folder or in {tempfile.gettempdir()}"
-    return Refused(f"{place} cannot be used ({reason}): {advice}.")
+    return unusable(error.filename or f"A file in the results folder or in {tempfile.gettempdir()}", error)
 
 
 @contextmanager

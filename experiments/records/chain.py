@@ -12,6 +12,7 @@ from hashlib import sha256
 
 import numpy as np
 
+from experiments.command_line.process import unusable
 from experiments.errors import Refused
 
 LARGEST, LONGEST = 2**30, 2**26  # bytes of a ledger and of one of its lines
@@ -108,7 +109,7 @@ def _lines(path):
     except FileNotFoundError:
         return
     except OSError as error:
-        raise Refused(f"{path} cannot be read ({error.strerror}): make it readable, or set results_dir=...") from error
+        raise unusable(path, error, "read", ", or set results_dir=...") from error
 
 
 def _parsed(line):

@@ -5,8 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from experiments.command_line.process import reason_and_advice
-from experiments.errors import Refused
+from experiments.command_line.process import unusable
 
 
 def append_line(path, line):
@@ -24,7 +23,7 @@ def append_line(path, line):
                     file.truncate(end)
                 raise
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unusable(path, error, "written", ", then the same command continues") from error
 
 
 def write(path, data):
@@ -45,7 +44,7 @@ def write(path, data):
             part.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise unusable(path, error, "written", ", then the same command continues") from error
 
 
 def hold(path):
@@ -66,8 +65,3 @@ def release(path, file):
     """Remove a lock that `hold` gave."""
     Path(path).unlink(missing_ok=True)
     file.close()
-
-
-def _unwritable(path, error):
-    reason, advice = reason_and_advice(error)
-    return Refused(f"{path} cannot be written ({reason}): {advice}, then the same command continues.")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.command_line.process import unusable
 from experiments.errors import Refused
 from experiments.network.checkpoint import hash_weights, refuse_not_finite
 from experiments.reading import MAX_WEIGHTS, regular
@@ -49,9 +50,7 @@ class Ledger:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / "lock", "w")
         except OSError as error:
-            raise Refused(
-                f"{self.folder} cannot be written ({error.strerror}): make it writable, or set results_dir=..."
-            ) from error
+            raise unusable(self.folder, error, "written", ", or set results_dir=...") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
