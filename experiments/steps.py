@@ -386,7 +386,7 @@ def conclude(state):
         state.run.add_artifact(str(draw_curve(state)), "learning_curve.png")
     state.run.info["queries"] = [e for e in state.ledger.events if e["event"] == "queried"]
     state.progress.close()
-    say(curve if curve in paths else state.ledger.folder)  # without a clock, for scripts
+    print(curve if curve in paths else state.ledger.folder, flush=True)  # without a clock, for scripts
 
 
 def draw_curve(state):
