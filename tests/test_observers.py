@@ -19,7 +19,8 @@ from conftest import ROOT, command, events, free_port, join_heartbeat, ledger_by
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from experiments import components, steps, sync
+from experiments import steps, sync
+from experiments.command_line import address
 from experiments.errors import Refused, Terminated
 from experiments.records import mongo as projection
 from experiments.records import observers
@@ -119,28 +120,28 @@ def test_info_is_plain(smoke, tmp_path):
 
 
 def test_password_stays_out_when_nobody_listens(smoke, tmp_path, capfd):
-    url = "mongodb://user:secret@127.0.0.1:1/x"
+    url = "mongodb://user:pa55phrase@127.0.0.1:1/x"
     began = time.monotonic()
     run = smoke(runs_dir=str(tmp_path / "runs"), mongo_url=url, cycles=0)
     join_heartbeat(run)
     assert run.status == "COMPLETED" and len(events(tmp_path / "results")) == 2
     assert time.monotonic() - began < 40
     out, err = capfd.readouterr()
-    assert "secret" not in out + err + run.captured_out
+    assert "pa55phrase" not in out + err + run.captured_out
     assert len([line for line in (out + err).splitlines() if "MongoDB" in line]) == 1
     assert "Traceback" not in out + err
     assert run.config["mongo_url"] == "mongodb://user:***@127.0.0.1:1/x"
-    assert contains(tmp_path, b"***") and contains(tmp_path, b"secret") == []
+    assert contains(tmp_path, b"***") and contains(tmp_path, b"pa55phrase") == []
 
 
 @pytest.mark.parametrize(
-    "url", ["user:secret@127.0.0.1:1", "mongodb://user:secret@127.0.0.1:x/y", "mongodb://:secret@"]
+    "url", ["user:pa55phrase@127.0.0.1:1", "mongodb://user:pa55phrase@127.0.0.1:x/y", "mongodb://:pa55phrase@"]
 )
 def test_odd_urls_are_no_leak(smoke, tmp_path, capfd, url):
     run = smoke(runs_dir=str(tmp_path / "runs"), mongo_url=url, cycles=0)
     join_heartbeat(run)
     assert run.status == "COMPLETED"
-    assert "secret" not in "".join(capfd.readouterr()) and contains(tmp_path, b"secret") == []
+    assert "pa55phrase" not in "".join(capfd.readouterr()) and contains(tmp_path, b"pa55phrase") == []
 
 
 def test_mongo_record(mongo, smoke, patience, tmp_path):
@@ -182,7 +183,7 @@ def test_command_line_keeps_no_password_and_knows_sacreds_option(
     words = [f"{k}={v}" for k, v in settings(phantom_root, tmp_path / "results", cycles=0).items()]
     try:
         for option in ([], ["-m", f"127.0.0.1:{mongo}:option"]):
-            url = [] if option else [f"mongo_url=mongodb://user:secret@127.0.0.1:{free_port()}/x"]
+            url = [] if option else [f"mongo_url=mongodb://user:pa55phrase@127.0.0.1:{free_port()}/x"]
             label = f"label=with{len(option)}"
             if option:
                 patience()
@@ -193,8 +194,8 @@ def test_command_line_keeps_no_password_and_knows_sacreds_option(
         kept = repr(dump(database))
         runs = {run["config"]["label"]: run["meta"]["comment"] for run in database.runs.find()}
     assert runs == {"with0": "a note", "with2": "a note"}  # the second run brings the first one along
-    assert "***" in kept and "secret" not in kept + "".join(capfd.readouterr())
-    assert contains(tmp_path, b"***") and contains(tmp_path, b"secret") == []
+    assert "***" in kept and "pa55phrase" not in kept + "".join(capfd.readouterr())
+    assert contains(tmp_path, b"***") and contains(tmp_path, b"pa55phrase") == []
 
 
 @pytest.fixture
@@ -403,19 +404,19 @@ def test_authentication(disturbed, tmp_path, capsys):
     server = start_mongod(folder, port, "--auth")
     try:
         with MongoClient("127.0.0.1", port) as client:  # who comes from this machine may make the first user
-            client.admin.command("createUser", "user", pwd="secret", roles=["root"])
-        [line] = disturbed(f"mongodb://user:wrongsecret@127.0.0.1:{port}/auth?authSource=admin")
+            client.admin.command("createUser", "user", pwd="pa55phrase", roles=["root"])
+        [line] = disturbed(f"mongodb://user:wrongpa55phrase@127.0.0.1:{port}/auth?authSource=admin")
         assert line.startswith("MongoDB refuses the login")
         results = tmp_path / "results"
         with pytest.raises(Refused, match="set --mongo_url"):
             sync.main(results, "")
-        assert_sync_stores(capsys, f"mongodb://user:secret@127.0.0.1:{port}/auth?authSource=admin", results)
-        with opened(f"mongodb://user:secret@127.0.0.1:{port}/auth?authSource=admin") as database:
-            assert "***" in repr(dump(database)) and "secret" not in repr(dump(database))
+        assert_sync_stores(capsys, f"mongodb://user:pa55phrase@127.0.0.1:{port}/auth?authSource=admin", results)
+        with opened(f"mongodb://user:pa55phrase@127.0.0.1:{port}/auth?authSource=admin") as database:
+            assert "***" in repr(dump(database)) and "pa55phrase" not in repr(dump(database))
     finally:
         server.kill()
         server.wait()
-    assert contains(results, b"***") and contains(results, b"secret") == []
+    assert contains(results, b"***") and contains(results, b"pa55phrase") == []
 
 
 def test_failed_and_interrupted_runs_keep_what_they_said(smoke, disturbed, mongo, patience, tmp_path, monkeypatch):
@@ -441,11 +442,11 @@ def test_failed_and_interrupted_runs_keep_what_they_said(smoke, disturbed, mongo
         ("study", "mongodb://127.0.0.1:27017/study"),
         ("host:5", "mongodb://host:5/sacred"),
         ("host:5:study", "mongodb://host:5/study"),
-        ("mongodb://user:secret@host/study", "mongodb://user:secret@host/study"),
+        ("mongodb://user:pa55phrase@host/study", "mongodb://user:pa55phrase@host/study"),
     ],
 )
 def test_sacreds_option_as_an_address(option, url):
-    assert components._url(option) == url
+    assert address.of_option(option) == url
 
 
 def raise_(error):
@@ -502,14 +503,14 @@ def test_sync_from_a_terminal(undisturbed, mongo):
     assert run.startswith(f"{undisturbed / 'bald_0'} of 20") and run.endswith(": run 1")
     assert summary == "1 stored, 0 were already, 0 could not be."
     refused = [
-        (ask(undisturbed, "--mongo_url", f"user:secret@127.0.0.1:{free_port()}"), "MongoDB does not answer"),
-        (ask(undisturbed, "--mongo_url", "mongodb://user:secret@127.0.0.1:x/y"), "mongo_url is no address"),
+        (ask(undisturbed, "--mongo_url", f"user:pa55phrase@127.0.0.1:{free_port()}"), "MongoDB does not answer"),
+        (ask(undisturbed, "--mongo_url", "mongodb://user:pa55phrase@127.0.0.1:x/y"), "mongo_url is no address"),
         (ask(undisturbed), "set --mongo_url"),
         (ask(undisturbed / "nowhere"), "holds no record"),
     ]
     for done, said in refused:
         assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1
-        assert "secret" not in done.stdout + done.stderr
+        assert "pa55phrase" not in done.stdout + done.stderr
     assert path.read_bytes() == before
 
 
