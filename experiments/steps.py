@@ -18,7 +18,7 @@ from experiments.acquisition import needs, querying, showing, trial
 from experiments.components import PRESETS, load, written
 from experiments.errors import Refused
 from experiments.network import checkpoint
-from experiments.network.device import check_compiling, ran_out_of_memory
+from experiments.network.device import check_compiling, memory_explained
 from experiments.randomness import generator, key
 from experiments.records import ledger
 from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks
@@ -95,28 +95,6 @@ def folder_of(config):
 def device_of(config):
     """The torch.device of this run, set up for it."""
     return trainer.prepare(device=config["device"], threads=config["threads"])
-
-
-LOWER = {  # what takes less memory, by the word for what is done
-    "training": "trainer.batch, the crop or the model's width",
-    "testing": "evaluation.batch or the model's width",
-    "scoring": "prediction.batch, prediction.mc_chunk, pool_size or the model's width",
-    "reading": "the images' size (resize) or their number",
-}
-
-
-@contextmanager
-def memory_explained(stage):
-    """Raise Refused, naming the settings to lower, where memory runs out; `stage()` says what is being done."""
-    try:
-        yield
-    except (RuntimeError, MemoryError, OSError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        doing = stage()
-        lower = next((settings for word, settings in LOWER.items() if word in doing), LOWER["training"])
-        fix = f"free some and the same command continues, or lower {lower} under another label=..."
-        raise Refused(f"Memory ran out ({doing}): {fix}") from error
 
 
 @contextmanager

@@ -27,7 +27,8 @@ def edit(path, change):
     """Rewrite every event of a ledger by `change(event)`, without hashes as earlier versions wrote them."""
     found = [json.loads(line) for line in path.read_text().splitlines()]
     for event in found:
-        event.pop("sha256", None)
+        for name in ("sha256", "masks"):
+            event.pop(name, None)
         change(event)
     path.write_text("".join(json.dumps(event, sort_keys=True) + "\n" for event in found))
 

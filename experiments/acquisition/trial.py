@@ -9,6 +9,7 @@ import torch
 from experiments.acquisition.prediction import moments
 from experiments.components import ROOT, broken
 from experiments.errors import Refused
+from experiments.network.device import memory_explained, ran_out_of_memory
 
 PASSES, SIDE = 3, 16  # of the made-up predictions that a map is tried on
 
@@ -18,13 +19,16 @@ def check(config, parts, splits):
 
     No mask of the training images is opened.
     """
-    image = try_dataset(parts["dataset"], splits)
-    refuse_large_crop(config["dataset"], splits, image)
+    with memory_explained(lambda: "reading the images"):
+        image = try_dataset(parts["dataset"], splits)
+        refuse_large_crop(config["dataset"], splits, image)
     height, width = (splits.crop, splits.crop) if splits.crop else image.shape[:2]
-    try_model(parts["model"], config["model"], parts["dataset"], (height, width))
-    for part in dict.fromkeys(parts.values()):
-        if hasattr(part, "uncertainty"):
-            try_map(part, len(parts["dataset"].CLASSES))
+    with memory_explained(lambda: "training"):
+        try_model(parts["model"], config["model"], parts["dataset"], (height, width))
+    with memory_explained(lambda: "scoring the pool"):
+        for part in dict.fromkeys(parts.values()):
+            if hasattr(part, "uncertainty"):
+                try_map(part, len(parts["dataset"].CLASSES))
 
 
 def try_dataset(dataset, splits):
@@ -35,7 +39,7 @@ def try_dataset(dataset, splits):
         wrong(dataset, f"CLASSES is {dataset.CLASSES!r}, not the names of the background and of other classes")
     if not splits.train or len(splits.train) == 0:
         wrong(dataset, "load gives no training images")
-    image = splits.train[0]
+    image = splits.train.read_image(splits.train.items[0].image)
     expect(dataset, "read_image", image, f"(H, W, {dataset.CHANNELS})", 3, last=dataset.CHANNELS)
     for split in splits.val, splits.test:  # their masks are anybody's to see
         if split:
@@ -118,6 +122,8 @@ def explained(entry, name):
     except Refused:
         raise
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise
         raise broken(error, entry, name) from error
 
 

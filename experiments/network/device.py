@@ -1,7 +1,7 @@
 """What suits a device: how much at once, in which precision, compiled or not."""
 
 import os
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from shutil import which
 
 import torch
@@ -60,3 +60,25 @@ def check_compiling(setting):
     """Raise Refused where torch.compile has no compiler for what it writes."""
     if not any(map(which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise Refused(f"{setting}=True takes a C++ compiler, and none is on the PATH: install g++ or leave it out.")
+
+
+LOWER = {  # what takes less memory, by the word for what is done
+    "training": "trainer.batch, the crop or the model's width",
+    "testing": "evaluation.batch or the model's width",
+    "scoring": "prediction.batch, prediction.mc_chunk, pool_size or the model's width",
+    "reading": "the images' size (resize) or their number",
+}
+
+
+@contextmanager
+def memory_explained(stage):
+    """Raise Refused, naming the settings to lower, where memory runs out; `stage()` says what is being done."""
+    try:
+        yield
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        doing = stage()
+        lower = next((settings for word, settings in LOWER.items() if word in doing), LOWER["training"])
+        fix = f"free some and the same command continues, or lower {lower} under another label=..."
+        raise Refused(f"Memory ran out ({doing}): {fix}") from error
