@@ -48,6 +48,7 @@ ex = SelectiveExperiment(
     fractions=("start", "query", "pool_size"),
     check=check,
     observe=observers,
+    begun=steps.begun,
 )
 
 

@@ -188,7 +188,8 @@ class SelectiveExperiment(Experiment):
 
     `fractions` names the int settings that may also be a share (0, 1] of something. `check(config, components,
     command)` may refuse before anything is written. `observe(config, url, command)` gives a run's observers, `url`
-    being `mongo_url` with the password that goes no further than there.
+    being `mongo_url` with the password that goes no further than there. `begun(config, command)` are
+    the settings in the ledger of a run that goes on, {} for a new one.
     """
 
     def __init__(
@@ -197,12 +198,13 @@ class SelectiveExperiment(Experiment):
         fractions=(),
         check=lambda config, components, command: None,
         observe=lambda config, url, command: [],
+        begun=lambda config, command: {},
         **kwargs,
     ):
         super().__init__(*args, base_dir=str(ROOT), **kwargs)
         self.mainfile = Source.create(str(ROOT / "active.py"))  # Sacred looks at who calls the line above
         self.always, self.fractions = list(self.ingredients), set(fractions)
-        self.check, self.observe = check, observe
+        self.check, self.observe, self.begun = check, observe, begun
         self.components = {}
         self.logger, self.captured_out_filter = _quiet_logger(), apply_backspaces_and_linefeeds
         self.all_cli_options = [flag for flag in self.all_cli_options if flag.get_flag() not in words.USELESS]
@@ -294,6 +296,7 @@ class SelectiveExperiment(Experiment):
         updates = convert_to_nested_dict(config_updates or {})
         recursive_update(asked, updates)
         self._choose(asked, {key: name for key, name in preset_of.items() if key not in updates})
+        self._as_begun(asked, command_name)
         url = asked.get("mongo_url", "")
         if url:
             asked["mongo_url"] = without_credentials(url)
@@ -313,8 +316,26 @@ class SelectiveExperiment(Experiment):
         return run
 
     def usual(self):
-        """The settings of all that takes part as they are where nothing is asked for: {name: value or section}."""
-        return defaults(self) | {ingredient.path: defaults(ingredient) for ingredient in self.ingredients}
+        """The settings of all that takes part as they are where nothing is asked for: {name: value or section}.
+
+        A setting that is younger than some ledgers and has another default than what they mean stands there as that.
+        """
+        sections = {ingredient.path: defaults(ingredient) for ingredient in self.ingredients}
+        for part in self.components.values():
+            sections[part.ingredient.path] |= getattr(part, "BEFORE", {})
+        return defaults(self) | sections
+
+    def _as_begun(self, asked, command):
+        """Add to `asked` what younger settings mean in a run that an earlier version began, where none is typed."""
+        top = {key: value for key, value in asked.items() if not isinstance(value, dict)}
+        for part in self.components.values():
+            section, before = part.ingredient.path, getattr(part, "BEFORE", {})
+            younger = before.keys() - asked.get(section, {}).keys()
+            begun = self.begun(defaults(self, fixed=top), command) if younger else {}
+            for key in sorted(younger if begun else ()):
+                if key not in begun.get(section, {}):
+                    asked[section] = asked.get(section, {}) | {key: before[key]}
+                    print(f"This run began before {section}.{key} was a setting: it goes on with {before[key]}.")
 
     def _preset(self, name):
         known, file = presets(), os.path.expanduser(name)

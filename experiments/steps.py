@@ -23,7 +23,7 @@ from experiments.randomness import generator, key
 from experiments.records import ledger
 from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks
 from experiments.records.files import write
-from experiments.records.ledger import Ledger, is_finished
+from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
 from experiments.store import IGNORE, Store, refuse_ignored_foreground
@@ -90,6 +90,12 @@ def resolve_counts(config, components, size):
 
 def folder_of(config):
     return Path(config["results_dir"]) / f"{config['label']}_{config['run']}"
+
+
+def begun(config, command):
+    """The settings in the ledger of the run that this command goes on with, {} if it begins one."""
+    events = ledger.read(folder_of({**config, **CEILING} if command == "full" else config))
+    return events[0]["settings"] if events else {}
 
 
 def device_of(config):

@@ -144,6 +144,19 @@ def test_a_ledger_of_an_earlier_version_goes_on(smoke, longer, copied, phantom_r
         smoke(cycles=2, root=blackened(phantom_root, tmp_path, "testA_2"))
 
 
+def test_a_run_older_than_a_setting_goes_on_as_it_began(smoke, tmp_path, capsys):
+    """`split=patients` is the default, and before there was such a setting all runs split by images."""
+    smoke(**{"phantom.split": "images"})
+    path = tmp_path / "results" / "bald_0" / "ledger.jsonl"
+    age(path, lambda settings: settings["phantom"].pop("split"))
+    capsys.readouterr()
+    smoke(cycles=2, resume="anyway")
+    assert "phantom.split was a setting: it goes on with images" in capsys.readouterr().out
+    assert len(np.load(tmp_path / "results" / "bald_0.npy")) == 3
+    with pytest.raises(Refused, match="phantom.split 'images' -> 'patients'"):
+        smoke(cycles=2, resume="anyway", **{"phantom.split": "patients"})
+
+
 def test_settings_that_came_later_count_as_their_defaults(smoke, copied):
     def forget(settings):
         del settings["trainer"]["patience"], settings["pool_size"], settings["bald"]
