@@ -9,7 +9,7 @@ from pathlib import Path
 
 from experiments import evaluation, steps
 from experiments.acquisition import prediction, querying, selection
-from experiments.components import SelectiveExperiment
+from experiments.command_line.experiment import SelectiveExperiment
 from experiments.errors import Refused
 from experiments.records.ledger import CEILING
 from experiments.records.observers import observers

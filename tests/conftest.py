@@ -1,5 +1,6 @@
 """What the tests share: a small phantom, drawn once, runs of the smoke preset on it, and a real mongod."""
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -7,8 +8,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,28 @@ def command(*words, cwd, **updates):
     plain = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONWARNINGS")}
     pipe = subprocess.PIPE
     return subprocess.Popen(line, cwd=cwd, env=plain, stdout=pipe, stderr=pipe, text=True)
+
+
+@contextmanager
+def components_folders(writing=False):
+    """Test files come and go in heuristics/ and its like: whoever writes some is alone, readers of all wait for that."""
+    with open(Path(tempfile.gettempdir(), f"askmask_components_{os.getuid()}.lock"), "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if writing else fcntl.LOCK_SH)
+        yield
+
+
+@pytest.fixture
+def settled_components():
+    """No test's own component lies in the folders meanwhile."""
+    with components_folders():
+        yield
+
+
+@pytest.fixture
+def own_component():
+    """This test may put a component into the folders."""
+    with components_folders(writing=True):
+        yield
 
 
 def free_port():

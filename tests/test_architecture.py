@@ -20,6 +20,7 @@ ORDER = [
     ["experiments.records"],
     ["experiments.store", "experiments.metrics"],
     ["experiments.network"],
+    ["experiments.command_line.experiment"],
     ["experiments.components"],
     ["experiments.command_line", "experiments.settings"],
     ["experiments.errors", "experiments.randomness", "experiments.reading"],

@@ -301,6 +301,7 @@ def uncertainty(prediction, power):
 '''
 
 
+@pytest.mark.usefixtures("own_component")
 def test_own_heuristic_is_one_file(smoke, tmp_path):
     assert len(MINE.splitlines()) <= 20
     file = ROOT / "heuristics" / "zz_mine.py"

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, command, ledger_bytes, settings
+from conftest import ROOT, command, components_folders, ledger_bytes, settings
 
 from experiments import catalogue
 from experiments.acquisition import trial
@@ -98,13 +98,14 @@ def component(entry, text):
     """A file zz_broken.py in the folder of this entry, gone afterwards."""
     file, module = file_of(entry, "zz_broken"), f"{FOLDERS[entry]}.zz_broken"
     assert not file.exists()
-    try:
-        file.write_text(text)
-        importlib.invalidate_caches()
-        yield
-    finally:
-        file.unlink()
-        sys.modules.pop(module, None)
+    with components_folders(writing=True):
+        try:
+            file.write_text(text)
+            importlib.invalidate_caches()
+            yield
+        finally:
+            file.unlink()
+            sys.modules.pop(module, None)
 
 
 @pytest.fixture
@@ -159,6 +160,7 @@ def test_broken_strangers_disturb_nobody(experiment, capsys):
         assert "zz_broken.py, line 1: SyntaxError" in listed[entry]["zz_broken"] and len(listed[entry]) > 1
 
 
+@pytest.mark.usefixtures("settled_components")
 @pytest.mark.parametrize("entry", FOLDERS)
 def test_what_is_read_of_a_file_is_what_it_sets(entry):
     for name in names(entry):

@@ -115,6 +115,7 @@ def sections(experiment):
             yield name, load(entry, name).ingredient
 
 
+@pytest.mark.usefixtures("settled_components")
 def test_every_number_has_a_range_and_every_default_lies_in_it(experiment):
     checked = 0
     for path, part in [("", experiment), *sections(experiment)]:
@@ -139,6 +140,7 @@ def outside(limit):
     return wrong + [limit.above] * (limit.above > -1e300) + [limit.below] * (limit.below < 1e300)
 
 
+@pytest.mark.usefixtures("settled_components")
 def test_numbers_out_of_range_and_other_words_are_refused_with_what_is_right(experiment):
     tried = 0
     for path, part in sections(experiment):
