@@ -48,7 +48,7 @@ def command(*words, cwd, **updates):
 
 @contextmanager
 def components_folders(writing=False):
-    """Test files come and go in heuristics/ and its like: whoever writes some is alone, readers of all wait for that."""
+    """Tests put files into heuristics/ and its like: who writes some is alone, who reads all waits for that."""
     with open(Path(tempfile.gettempdir(), f"askmask_components_{os.getuid()}.lock"), "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX if writing else fcntl.LOCK_SH)
         yield
