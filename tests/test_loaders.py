@@ -437,6 +437,24 @@ def test_groups_keep_their_share_in_a_fold(archives):
     assert isic2017.HAS == ("groups", "validation") and _files.FOLDS["folds"].least == 2
 
 
+def test_two_cycles_count_no_void_and_are_judged_by_the_headline(experiment, tmp_path):
+    frames = [f"0001TP_{n:06}" for n in range(6)]
+    for part in ("train", "val", "test"):
+        draw_frames(tmp_path / "CamVid", part, frames)
+    tiny = {"dataset": "camvid", "camvid.root": str(tmp_path / "CamVid"), "camvid.height": 12, "camvid.width": 16}
+    tiny |= {"heuristic": "entropy", "start": 2, "query": 2, "results_dir": str(tmp_path), "runs_dir": "", "threads": 1}
+    tiny |= {"trainer.epochs": 2, "unet.width": 2, "mc_iters": 2, "evaluation.passes": 1, "augment.rotate": False}
+    experiment.run(config_updates=tiny)
+    lines = [json.loads(line) for line in (tmp_path / "entropy_0/ledger.jsonl").read_text().splitlines()]
+    assert lines[0]["headline"] == "test.miou" and tuple(lines[0]["classes"]) == camvid.CLASSES
+    evaluated = [line for line in lines if line["event"] == "evaluated"]
+    assert len(evaluated) == 3
+    assert np.load(tmp_path / "entropy_0.npy").tolist() == [line["metrics"]["test.miou"] for line in evaluated]
+    assert all(np.shape(line["per_image"]["dice"]) == (6, 11) for line in evaluated)
+    counted = np.array(evaluated[-1]["calibration"]["bins"])[:, 0].sum()
+    assert counted == 6 * 12 * 12  # of 6 x 12 x 16 pixels, for a quarter of each mask is void
+
+
 def real(name):
     if not (REAL / name).is_dir():
         pytest.skip(f"the real {name} is not at {REAL / name}")
