@@ -81,8 +81,8 @@ def load(rng, root, test, val, pixel, tile, crop):
 def list_images(root):
     """The micrographs by rat and number, data9 before data10, with those of which there is but a mask."""
     labels = root / LABELS
-    found = {*root.glob("sub-*/micr/*_SEM.png")}
-    for path in labels.glob(f"sub-*/micr/*_SEM{MASK}"):
+    found = {*root.glob("sub-*/micr/sub-*_SEM.png")}
+    for path in labels.glob(f"sub-*/micr/sub-*_SEM{MASK}"):
         found.add(root / path.relative_to(labels).with_name(path.name.replace(MASK, ".png")))
     return sorted(found, key=lambda path: (path.parts[-3], len(path.name), path.name))
 

@@ -93,7 +93,7 @@ def list_scenes(root, part, masks):
     """An Item per image or mask, by city and name, in the order of time within each city's sequences."""
     found = set()
     for kind, ending in (("leftImg8bit", "_leftImg8bit.png"), ("gtFine", f"_gtFine_{masks}.png")):
-        files = (root / kind / part).glob(f"*/*{ending}")
+        files = (root / kind / part).glob(f"[!.]*/[!.]*{ending}")
         found |= {(path.parent.name, path.name.removesuffix(ending)) for path in files}
     return [
         Item(

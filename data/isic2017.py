@@ -29,7 +29,7 @@ from data._files import (
     sized,
     three_splits,
 )
-from experiments.errors import Refused
+from experiments.errors import Refused, shown
 from experiments.store import IGNORE, Item, decode  # noqa: F401  a dataset has IGNORE
 
 CLASSES = ("background", "lesion")
@@ -99,7 +99,7 @@ def read_diagnoses(path, remedy):
     for row in csv.DictReader(read_lines(path, remedy), restval=""):
         said = [row.get(column, "") for column in ("melanoma", "seborrheic_keratosis")]
         if not row.get("image_id") or any(value not in ("0.0", "1.0", "0", "1") for value in said):
-            raise Refused(f"{path} has a row {dict(row)}, not as image_id,melanoma,seborrheic_keratosis: {remedy}.")
+            raise Refused(f"{path} has a row {shown(row)}, not as image_id,melanoma,seborrheic_keratosis: {remedy}.")
         melanoma, keratosis = map(float, said)
         found[row["image_id"]] = "melanoma" if melanoma else "keratosis" if keratosis else "nevus"
     return found

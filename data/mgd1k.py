@@ -81,7 +81,7 @@ def numbers(root, part, remedy):
     listed = root / f"{part}.txt"
     if not listed.exists():
         return in_folders((images_of(root / part), ".png"), (root / part / "label", ".png"))
-    return [line.removesuffix(".png") for line in read_lines(listed, remedy)]
+    return [Path(line).stem for line in read_lines(listed, remedy)]
 
 
 def images_of(folder):

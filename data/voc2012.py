@@ -83,7 +83,8 @@ def load(rng, root, augmented, height, width, crop, folds, fold):
     refuse_absent("voc2012", root, [masks, *lists.values()], f"{remedy}{', and SBD beside it' if augmented else ''}")
 
     def listed(part, masks):
-        names = read_lines(Path(root, lists[part]), remedy)
+        lines = read_lines(Path(root, lists[part]), remedy)
+        names = [Path(line.split()[0]).stem for line in lines]  # the augmented list is also to be had with whole paths
         pairs = [(n, Path(root, "JPEGImages", f"{n}.jpg"), Path(root, masks, f"{n}.png")) for n in names]
         return refuse_missing([Item(*pair) for pair in pairs], remedy)
 

@@ -166,6 +166,8 @@ def archives(tmp_path_factory):
     roots = {name: tmp_path_factory.mktemp(name) for name in NAMES}
     for name, root in roots.items():
         DRAW[name](root)
+        for path in list(root.rglob("*.*"))[:40]:
+            path.with_name(f"._{path.name}").write_bytes(b"what macOS leaves in archives")
     return roots
 
 
@@ -376,6 +378,11 @@ def test_a_micrograph_is_decoded_once_for_all_its_tiles(archives, monkeypatch):
 def test_voc_takes_the_augmented_list_and_refuses_one_that_holds_test_images(archives, tmp_path):
     assert len(load("voc2012", archives["voc2012"], augmented=True).train) == 22
     root = copied(archives, "voc2012", tmp_path)
+    listed = root / "ImageSets/Segmentation/trainaug.txt"
+    listed.write_text(
+        "".join(f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png\n" for n in listed.read_text().split())
+    )
+    assert len(load("voc2012", root, augmented=True).train) == 22
     shutil.rmtree(root / "SegmentationClassAug")
     assert "SBD" in refusal("voc2012", root, augmented=True)
     with open(root / "ImageSets/Segmentation/train.txt", "a") as file:
