@@ -63,13 +63,15 @@ def reopen(folder, root, device):
     place = ROOT / (root or defaults(data.ingredient)["root"])
     rng = generator(settings["seed"], settings["dataset"], "split")
     older = {data.ingredient.path: getattr(data, "BEFORE", {}) | settings.get(data.ingredient.path, {})}
-    split = call(data.load, data.ingredient, settings | older, rng=rng, root=str(place)).train
+    splits = call(data.load, data.ingredient, settings | older, rng=rng, root=str(place)).described(data)
     device = trainer.prepare(device=device, threads=0, deterministic=False)
-    images = Store(split, device)
+    images = Store(splits.train, device)
     if images.fingerprint != events[0]["data"][0]:
         raise Refused(f"The images in {place} are not those that {folder} learnt from: say where those are.")
 
-    model = call(model_file.build, model_file.ingredient, settings, channels=data.CHANNELS, classes=len(data.CLASSES))
+    model = call(
+        model_file.build, model_file.ingredient, settings, channels=splits.channels, classes=len(splits.classes)
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using `tqdm.autonotebook")  # baal's, when imported into a notebook
         model, _ = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)

@@ -6,10 +6,11 @@ A named pipe waits for its writer for ever and a device never ends: nothing is o
 import errno
 import os
 import stat
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from experiments.errors import BadData
 
@@ -17,6 +18,16 @@ MAX_PIXELS = 100_000_000  # refuse a header that promises more: a decompression 
 MAX_IMAGE = 8 * MAX_PIXELS  # bytes of an image file
 MAX_TEXT = 2**26  # bytes of a table or a list of ids
 MAX_WEIGHTS = 2**36  # bytes of a file of weights
+FORMATS = {
+    ".png": "PNG",
+    ".bmp": "BMP",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
+BANDS = 64  # most channels of an image
 SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # what the machine has too little of: no fault of the file
 KINDS = {
     stat.S_IFIFO: "a named pipe",
@@ -25,6 +36,8 @@ KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+ORIENTATION = 274  # the EXIF tag
+WHOLE = "save it with 8 or 16 bits a pixel, every image scaled in the same way"
 AVERAGED = 0.05  # share of an outline; 0 in every mask of GlaS, .1 to .5 once one of three ids or more was averaged
 
 
@@ -43,6 +56,112 @@ def read_text(path, encoding="utf-8"):
     return Path(regular(path, MAX_TEXT)).read_text(encoding)
 
 
+def pages(path):
+    """How many images a TIFF file holds, read from its header; 1 for other formats. Raises BadData."""
+    if FORMATS.get(Path(path).suffix.lower()) != "TIFF":
+        return 1
+    with told(path, "TIFF"):
+        try:
+            with Image.open(regular(path, MAX_IMAGE), formats=["TIFF"]) as image:
+                return image.n_frames
+        except UnidentifiedImageError:
+            return tifffile_page(path, None)
+
+
+def pixels(path, page=0, indices=False):
+    """The stored values of an image, whose format is that of its suffix: (H, W) or (H, W, channels), uint8 or uint16.
+
+    Transparency is left out, black and white are 0 and 255. A palette gives colours, or with `indices` its indices, but
+    for GIF, whose encoders number the colours as they like. `page` counts in a TIFF from 0. Raises BadData naming the
+    file and what to convert, OSError where the machine has too little left.
+    """
+    kind = FORMATS[Path(path).suffix.lower()]
+    with told(path, kind):
+        try:
+            with Image.open(regular(path, MAX_IMAGE), formats=[kind]) as image:
+                refuse_large(path, *image.size)
+                if kind == "GIF" and image.n_frames > 1:
+                    raise BadData(f"{path} is an animation: save its frames as PNG, or as pages of a TIFF.")
+                if kind == "JPEG" and image.getexif().get(ORIENTATION, 1) not in (0, 1):
+                    raise BadData(
+                        f"{path} says that it is to be shown turned: turn its pixels, and drop the EXIF data."
+                    )
+                if page:
+                    image.seek(page)
+                    refuse_large(path, *image.size)
+                deep = ";16" in str(image.tile) and not image.mode.startswith("I")  # Pillow would drop 8 of 16 bits
+                if not (deep and kind == "TIFF"):
+                    return values(path, image, deep, indices and kind != "GIF")
+        except UnidentifiedImageError:
+            if kind != "TIFF":
+                raise
+        return tifffile_page(path, page)
+
+
+def values(path, image, deep, indices):
+    """The array of an opened Pillow image as `pixels` gives it."""
+    if deep:
+        raise BadData(f"{path} has colours of 16 bits: save it as TIFF, or with 8 bits.")
+    if image.mode == "F":
+        raise BadData(f"{path} has 32-bit float values: {WHOLE}.")
+    if image.mode == "P":
+        return np.array(image if indices else image.convert("RGB"))
+    plain = {"1": "L", "L": "L", "LA": "L", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB"}
+    if image.mode in plain:
+        return np.array(image if image.mode == plain[image.mode] else image.convert(plain[image.mode]))
+    if not image.mode.startswith("I"):
+        raise BadData(f"{path} is a {image.mode} image: save it as grey or RGB.")
+    found = np.array(image)
+    if not 0 <= found.min() <= found.max() < 2**16:
+        raise BadData(f"{path} holds {found.min()} to {found.max()}: {WHOLE}.")
+    return found.astype(np.uint16)
+
+
+def tifffile_page(path, page):
+    """What Pillow does not read: many channels and colours of 16 bits; the number of pages where `page` is None."""
+    import tifffile  # of scikit-image
+
+    try:
+        with tifffile.TiffFile(path) as file:
+            if page is None:
+                return len(file.pages)
+            found = file.pages[page]
+            refuse_large(path, found.imagewidth, found.imagelength)
+            axes, shape = found.axes, found.shape
+            if found.dtype not in (np.uint8, np.uint16):
+                raise BadData(f"{path} has {found.dtype} values: {WHOLE}.")
+            if axes not in ("YX", "YXS", "SYX") or found.size > BANDS * found.imagewidth * found.imagelength:
+                raise BadData(f"{path} is an array {axes} of shape {shape}: save slices as pages, or one file each.")
+            array = found.asarray()
+    except BadData:
+        raise
+    except Exception as error:  # on a damaged file it raises whatever it meets
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) in SCARCE:
+            raise
+        codec = "imagecodecs" in str(error)
+        fix = "save it without compression, or with deflate" if codec else "replace the file"
+        raise BadData(
+            f"{path} cannot be read as a TIFF image ({' '.join(str(error).split())[:120]}): {fix}."
+        ) from error
+    return np.moveaxis(array, 0, -1) if axes == "SYX" else array
+
+
+def refuse_large(path, width, height):
+    if width * height > MAX_PIXELS:
+        raise BadData(f"{path} claims {width} x {height} pixels, over {MAX_PIXELS}: replace it.")
+
+
+@contextmanager
+def told(path, format):
+    """Turn what Pillow raises for a file that it cannot read into BadData."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        if getattr(error, "errno", None) in SCARCE:
+            raise
+        raise BadData(f"{path} cannot be read as a {format} image ({error}): replace the file.") from error
+
+
 def decode(path, format, mode, resize=1.0):
     """Decode `path` as (H, W, 3) uint8 for mode "RGB", or (H, W) uint8 for mode "L".
 
@@ -50,23 +169,21 @@ def decode(path, format, mode, resize=1.0):
     colours. Raises BadData naming the file when it is missing, no file, of another format, damaged or far too large,
     OSError where the machine has too few open files or too little memory.
     """
-    try:
-        with Image.open(regular(path, MAX_IMAGE), formats=[format]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadData(f"{path} claims {image.width} x {image.height} pixels, over {MAX_PIXELS}: replace it.")
-            if mode == "RGB":
-                image = image.convert("RGB")
-            elif image.mode not in ("L", "P"):
-                raise BadData(f"{path} is a {image.mode} image, a mask needs 8 bits a pixel: replace it.")
-            if resize != 1:
-                size = [max(1, round(side * resize)) for side in image.size]
-                filters = Image.Resampling
-                image = image.resize(size, filters.BILINEAR if mode == "RGB" else filters.NEAREST)
-            return np.array(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if getattr(error, "errno", None) in SCARCE:
-            raise
-        raise BadData(f"{path} cannot be read as a {format} image ({error}): replace the file.") from error
+    with told(path, format), Image.open(regular(path, MAX_IMAGE), formats=[format]) as image:
+        refuse_large(path, *image.size)
+        if mode == "RGB":
+            image = image.convert("RGB")
+        elif image.mode not in ("L", "P"):
+            raise BadData(f"{path} is a {image.mode} image, a mask needs 8 bits a pixel: replace it.")
+        return np.array(resized(image, resize, mode == "RGB"))
+
+
+def resized(image, factor, smooth):
+    """A Pillow image with both sides times `factor`: antialiased where `smooth`, else by nearest neighbour."""
+    if factor == 1:
+        return image
+    size = [max(1, round(side * factor)) for side in image.size]
+    return image.resize(size, Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST)
 
 
 def refuse_averaged(numbers, path):

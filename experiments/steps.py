@@ -26,7 +26,7 @@ from experiments.records.files import write
 from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
-from experiments.store import IGNORE, Store, refuse_ignored_foreground
+from experiments.store import IGNORE, Splits, Store, refuse_ignored_foreground
 from experiments.training import trainer, weights
 
 
@@ -38,7 +38,7 @@ class State:
     run: Any  # Sacred's Run
     components: dict  # the chosen modules, by the setting that names each
     place: tuple  # (seed, dataset), the root of all randomness
-    crop: int
+    splits: Splits
     train: Store
     val: Store | None
     test: Store | None
@@ -78,8 +78,9 @@ def check(config, components, usual):
 
 
 def find_images(config, components):
-    """The Splits of this run's dataset; nothing is decoded. Raises Refused when files are missing."""
-    return components["dataset"].load(rng=generator(config["seed"], config["dataset"], "split"))
+    """The Splits of this run's dataset, described; nothing is decoded. Raises Refused when files are missing."""
+    splits = components["dataset"].load(rng=generator(config["seed"], config["dataset"], "split"))
+    return splits.described(components["dataset"])
 
 
 def resolve_counts(config, components, size):
@@ -108,21 +109,22 @@ def prepare(config, run, components, usual):
     """Read the images, open the ledger, build the model: a State for the other steps."""
     from baal.active import ActiveLearningDataset  # takes seconds to import
 
-    place, data, model_file = (config["seed"], config["dataset"]), components["dataset"], components["model"]
+    model_file = components["model"]
     device = device_of(config)
     made = made_with(config, components.values(), device)
     for part in ("trainer", "prediction"):
         if config[part]["compiled"]:
             check_compiling(f"{part}.compiled")
     splits = find_images(config, components)
+    place = config["seed"], splits.name
     with memory_explained(lambda: "reading the images"):
-        stores = [split and Store(split, device, classes=data.CLASSES) for split in splits[:3]]
+        stores = [split and Store(split, device, classes=splits.classes) for split in splits[:3]]
     train, val, test = stores
     for annotated in filter(None, (val, test)):
         annotated.label(range(len(annotated)))
     refuse_ignored_foreground(list(filter(None, stores)), config["dataset"])
     trainer.check_validation(val)
-    size, classes = len(train), len(data.CLASSES)
+    size, classes = len(train), len(splits.classes)
     config, folder = resolve_counts(config, components, size), folder_of(config)
     print_summary(config, run, components, splits, test, classes, made)
     fingerprints = [store and store.fingerprint for store in stores]
@@ -135,14 +137,12 @@ def prepare(config, run, components, usual):
         if ledger.events:
             go_on(ledger, config, made, masks, {"val": val, "test": test})
         torch.manual_seed(key(*place, "weights") % 2**63)
-        model = model_file.build(channels=data.CHANNELS, classes=classes)
+        model = model_file.build(channels=splits.channels, classes=classes)
         model, first = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)
         active = ActiveLearningDataset(range(size))
         gc.freeze()  # what was imported is no garbage: looking for some takes a tenth of the time
         try:
-            yield State(
-                config, run, components, place, splits.crop, *stores, active, classes, model, first, ledger, bar
-            )
+            yield State(config, run, components, place, splits, *stores, active, classes, model, first, ledger, bar)
         finally:
             gc.unfreeze()
 
@@ -178,14 +178,13 @@ def print_summary(config, run, components, splits, test, classes, made):
     if getattr(components["heuristic"], "JOINT", False):
         say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
     if test:
-        measure = metrics.headline(components["dataset"]).removeprefix("test.")
-        constant = evaluation.constant_answer(test, classes, measure)
+        constant = evaluation.constant_answer(test, classes, splits.headline)
         run.info["constant_dice"] = constant
         if constant is None:
             what = f"None of the {len(test)} test images has a pixel of a foreground class"
             say(f"{what}: Dice and IoU cannot be measured, only accuracy and calibration.")
         else:
-            word = metrics.HEADLINES[measure]
+            word = metrics.HEADLINES[splits.headline]
             say(f"Calling every test pixel foreground would give {word} {constant:.3f}.")
 
 
@@ -204,10 +203,10 @@ def initial(state):
             state.components["initial"], load("batch", "top"), pool, state.config["start"], state.at("initial")
         )
         named = {
-            "classes": state.components["dataset"].CLASSES,
+            "classes": state.splits.classes,
             "test": state.test.ids if state.test else [],
             "constant_dice": state.run.info.get("constant_dice"),
-            "headline": metrics.headline(state.components["dataset"]),
+            "headline": f"test.{state.splits.headline}",
         }
         event = state.ledger.append("start", queries=queries, **named)
     return event["queries"]

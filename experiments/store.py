@@ -8,6 +8,8 @@ A dataset file describes its images (`Item`, `Split`, `Splits`) and states its c
     HAS       what strategies may ask of it: "groups" if items have one, "validation" if there may be a val
     HEADLINE  the measure that judges its runs: "dice" (the default), "miou" or "class_dice", see metrics.py
 
+Where classes, channels or headline depend on settings, its `Splits` carry them and stand before the constants.
+
 A `Store` keeps one split's pixels in two flat
 buffers, (P, channels) for the images and (P,) for the masks, so that a batch of crops of differently sized
 images is a single gather on the device. The mask of an image that nobody labelled is IGNORE everywhere.
@@ -90,13 +92,27 @@ class Splits(NamedTuple):
 
     `train` is the pool whose masks are asked for, `val` chooses the best weights of a cycle, `test` measures. Without
     val the last weights stay, without test metrics are missing: both may be None. `crop` is the side of the training
-    window in pixels, 0 trains on whole images.
+    window in pixels, 0 trains on whole images. `classes`, `channels` and `headline` stand for the constants of a file
+    in which they depend on settings; `name` is what all randomness but that of `load` is derived from.
     """
 
     train: Split
     val: Split | None
     test: Split | None
     crop: int
+    classes: Sequence[str] = ()
+    channels: int = 0
+    headline: str = ""
+    name: str = ""
+
+    def described(self, dataset):
+        """These Splits with what they leave open taken from the constants of their dataset file."""
+        return self._replace(
+            classes=self.classes or dataset.CLASSES,
+            channels=self.channels or dataset.CHANNELS,
+            headline=self.headline or getattr(dataset, "HEADLINE", "dice"),
+            name=self.name or dataset.ingredient.path,
+        )
 
 
 class Store:

@@ -182,7 +182,7 @@ def test_a_trial_leaves_no_trace(experiment, phantom_root):
 
     run = experiment.run("print_config", settings(phantom_root, "nowhere"), ["smoke"])
     dataset = experiment.components["dataset"]
-    splits = dataset.load(rng=np.random.default_rng(0))
+    splits = dataset.load(rng=np.random.default_rng(0)).described(dataset)
     before = torch.get_rng_state()
     trial.check(run.config, experiment.components, splits)
     assert torch.equal(before, torch.get_rng_state())

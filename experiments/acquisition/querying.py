@@ -38,7 +38,7 @@ def pool_of(state, indices, cycle, **more):
         needs=[need for part in state.components.values() for need in getattr(part, "NEEDS", ())],
         labelled=state.active.get_indices_for_active_step(),
         val=state.val,
-        classes=state.components["dataset"].CLASSES,
+        classes=state.splits.classes,
         cycles=state.config["cycles"],
         frame=lambda: state.model,
         scorers=selection.scorers(state.config["noted"]),

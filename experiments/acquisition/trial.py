@@ -17,30 +17,31 @@ PASSES, SIDE = 3, 16  # of the made-up predictions that a map is tried on
 def check(config, parts, splits):
     """Raise Refused naming the file of a dataset, model or heuristic whose first result is not what it promises.
 
-    No mask of the training images is opened.
+    The Splits are described. No mask of the training images is opened.
     """
     with memory_explained(lambda: "reading the images"):
         image = try_dataset(parts["dataset"], splits)
         refuse_large_crop(config["dataset"], splits, image)
     height, width = (splits.crop, splits.crop) if splits.crop else image.shape[:2]
     with memory_explained(lambda: "training"):
-        try_model(parts["model"], config["model"], parts["dataset"], (height, width))
+        try_model(parts["model"], config["model"], splits, (height, width))
     with memory_explained(lambda: "scoring the pool"):
         for part in dict.fromkeys(parts.values()):
             if hasattr(part, "uncertainty"):
-                try_map(part, len(parts["dataset"].CLASSES))
+                try_map(part, len(splits.classes))
 
 
 def try_dataset(dataset, splits):
     """The first training image (H, W, channels) uint8."""
-    if not (isinstance(dataset.CHANNELS, int) and dataset.CHANNELS > 0):
-        wrong(dataset, f"CHANNELS is {dataset.CHANNELS!r}, not the number of an image's channels")
-    if isinstance(dataset.CLASSES, str) or len(dataset.CLASSES) < 2:
-        wrong(dataset, f"CLASSES is {dataset.CLASSES!r}, not the names of the background and of other classes")
+    channels, classes = splits.channels, splits.classes
+    if not (isinstance(channels, int) and channels > 0):
+        wrong(dataset, f"CHANNELS is {channels!r}, not the number of an image's channels")
+    if isinstance(classes, str) or len(classes) < 2:
+        wrong(dataset, f"CLASSES is {classes!r}, not the names of the background and of other classes")
     if not splits.train or len(splits.train) == 0:
         wrong(dataset, "load gives no training images")
     image = splits.train.read_image(splits.train.items[0].image)
-    expect(dataset, "read_image", image, f"(H, W, {dataset.CHANNELS})", 3, last=dataset.CHANNELS)
+    expect(dataset, "read_image", image, f"(H, W, {channels})", 3, last=channels)
     for split in splits.val, splits.test:  # their masks are anybody's to see
         if split:
             item = split.items[0]
@@ -73,9 +74,9 @@ def refuse_large_crop(name, splits, image):
         raise Refused(f"{about}: choose at most {2 * largest}, or 0 for whole images.")
 
 
-def try_model(file, name, dataset, size):
+def try_model(file, name, splits, size):
     """Build the model once and let it see one blank window of this size; torch's generator stays as it was."""
-    classes, channels = len(dataset.CLASSES), dataset.CHANNELS
+    classes, channels = len(splits.classes), splits.channels
     for constant in ("MEAN", "STD"):
         values = getattr(file, constant)
         if any(value != (constant == "STD") for value in values) and len(values) not in (1, channels):

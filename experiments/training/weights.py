@@ -31,7 +31,7 @@ def fit(state, cycle):
                 labelled,
                 state.val,
                 state.at(cycle),
-                state.crop,
+                state.splits.crop,
                 advance=state.progress.advance,
                 strategy=strategy,
                 **pseudo,
@@ -51,7 +51,7 @@ def strategy_of(state, cycle):
     layer = state.config.get(state.config["heuristic"], {}).get("layer")
     found = model_file.LAYERS[layer] if layer else []
     paths = [found] if isinstance(found, str) else found
-    channels, place = state.components["dataset"].CHANNELS, state.at(cycle)
+    channels, place = state.splits.channels, state.at(cycle)
     learner = learned.prepare(heuristic, state.model, paths, channels, place, state.train.device)
     return learned.Strategy(heuristic, learner, paths, np.flatnonzero(~state.active.labelled), place)
 

@@ -1,0 +1,223 @@
+"""Images and their masks paired by patterns of their names, and dealt into training, validation and test images."""
+
+import os
+import re
+from collections import Counter, defaultdict
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.errors import Refused
+from experiments.randomness import generator
+from experiments.reading import FORMATS, pages, read_text
+from experiments.records.progress import say
+from experiments.store import Item
+
+CONVERT = {  # what is seen beside images and is none that can be read: how it becomes one
+    (".dcm", ".dicom", ".ima"): "DICOM: export 8- or 16-bit PNG, the same window for every image",
+    (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd"): "a volume: save its slices as PNG, or as pages of a TIFF",
+    (".npy", ".npz", ".h5", ".hdf5", ".mat"): "an array: save each image as PNG or TIFF",
+    (".svs", ".ndpi", ".mrxs", ".scn", ".czi", ".lif", ".nd2", ".vsi"): "a microscope's format: export tiles as TIFF",
+    (".webp", ".jp2", ".heic", ".avif", ".tga", ".ppm", ".pgm", ".exr"): "no PNG, JPEG, BMP, GIF or TIFF: save as PNG",
+}
+SHOWN = 3  # examples in a message
+told = cache(say)  # load is called more than once in a run
+
+
+class Part(NamedTuple):
+    """A page of a file, or several files that are one mask."""
+
+    paths: tuple
+    page: int = 0
+    pages: int = 1
+
+    def __str__(self):
+        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
+        return f"{self.paths[0]}{more}" + (f", page {self.page + 1}" if self.pages > 1 else "")
+
+
+def list_items(images, masks, image_pattern, mask_pattern, several, source):
+    """One Item an image or page, train_2 before train_10; Refused where images and masks do not pair one to one."""
+    image_of, mask_of = regex(image_pattern, "image"), regex(mask_pattern, "mask")
+    if set(image_of.groupindex) != set(mask_of.groupindex):
+        raise Refused(f"folder.image_pattern={image_pattern} and mask_pattern={mask_pattern} name different parts.")
+    if images.resolve() == masks.resolve() and image_pattern == mask_pattern:
+        raise Refused(
+            f"Images and masks are both in {images}: say how masks are called, as folder.mask_pattern="
+            "{name}_mask.png."
+        )
+    found_masks = match(masks, mask_of, "masks", image_of.groupindex)
+    known = {path for paths in found_masks.values() for path in paths}
+    found = match(images, image_of, "images", image_of.groupindex, but=known)
+    refuse(found, images, lambda key: len(found[key]) > 1, "images have the same name", "keep one file of each name")
+    refuse(
+        found,
+        images,
+        lambda key: key not in found_masks,
+        "images have no mask",
+        f"put theirs into {masks} as {mask_pattern}, or set folder.masks=... folder.mask_pattern=...",
+    )
+    if not several:
+        refuse(
+            found_masks,
+            masks,
+            lambda key: key in found and len(found_masks[key]) > 1,
+            "images have several masks",
+            "keep one, or set folder.several=True where each file is one object",
+        )
+    lone = len(found_masks.keys() - found.keys())
+    if lone:
+        told(f"{lone} masks in {masks} have no image and are left out.")
+    items = []
+    for key in sorted(found, key=natural):
+        [path], own, title = found[key], tuple(found_masks[key]), "/".join(key)
+        count = pages(path)
+        for page in range(count):
+            id = title if count == 1 else f"{title}_{page:03d}"
+            mask = own[0] if count == len(own) == 1 else Part(own, page, count)
+            shared = source_of(id, source) if source else title
+            items.append(Item(id, path if count == 1 else Part((path,), page, count), mask, source=shared))
+    twice = [id for id, count in Counter(item.id for item in items).items() if count > 1]
+    if twice:
+        raise Refused(f"Two images would be called {twice[0]}: rename one.")
+    return items
+
+
+def regex(pattern, what):
+    """The compiled form of `{part}/{name}_*.png`, its words in braces as named groups."""
+    pieces = re.split(r"\{(\w+)\}", pattern)  # every second one a name
+    texts, names = pieces[::2], pieces[1::2]
+    if not names or len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
+        raise Refused(f"folder.{what}_pattern={pattern} names no image: write it as {{name}}.* or {{name}}_{what}.png.")
+    fixed = [re.escape(text).replace(r"\*", "[^/]*") for text in texts]
+    fields = [f"(?P<{name}>.+)" for name in names]
+    return re.compile("".join(piece for pair in zip(fixed, [*fields, ""], strict=True) for piece in pair), re.S)
+
+
+def match(folder, pattern, what, names, but=()):
+    """{key: paths} of the image files under a folder that a pattern matches, without hidden ones and those in `but`."""
+    if not folder.is_dir():
+        raise Refused(f"{folder} is no folder: put the {what} there, or set folder.root=... folder.{what}=...")
+    found, seen = defaultdict(list), 0
+    for place, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        for name in sorted(name for name in files if not name.startswith(".")):
+            path = Path(place, name)
+            matched = pattern.fullmatch(path.relative_to(folder).as_posix())
+            how = next((how for ends, how in CONVERT.items() if name.lower().endswith(ends)), None)
+            if how and matched:
+                raise Refused(f"{path} is {how}.")
+            readable = path.suffix.lower() in FORMATS
+            seen += readable
+            if matched and readable and path not in but:
+                found[tuple(matched[name] for name in names)].append(path)
+    if not found:
+        held = f"{seen} PNG, JPEG, BMP, GIF or TIFF files" + (", none of which fits the pattern" if seen else "")
+        raise Refused(f"{folder} holds {held}: put the {what} there, or set folder.{what}=... and the patterns.")
+    return found
+
+
+def refuse(found, folder, wrong, what, fix):
+    """Raise Refused with three examples if some of what was `found` in a folder are wrong."""
+    bad = sorted(filter(wrong, found), key=natural)
+    if bad:
+        names = (" and ".join(str(path.relative_to(folder)) for path in found[key][:2]) for key in bad[:SHOWN])
+        more = " ..." if len(bad) > SHOWN else ""
+        raise Refused(f"{folder}: {len(bad)} of {len(found)} {what} ({', '.join(names)}{more}): {fix}.")
+
+
+def natural(key):
+    """Sorts names with numbers in them by these."""
+    return [
+        [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split("([0-9]+)", text)] for text in key
+    ], key
+
+
+def source_of(id, pattern):
+    try:
+        found = re.search(pattern, id)
+    except re.error as error:
+        raise Refused(f"folder.source={pattern} is no regular expression ({error}).") from error
+    if not found:
+        raise Refused(f"folder.source={pattern} fits no part of the name {id}: every image needs a source.")
+    return found[1] or "" if found.re.groups else found[0]
+
+
+def read_list(root, file, items):
+    """Positions in `items` that a list names, in its order: an id, or a path that ends in an image's, in each line."""
+    path = root / os.path.expanduser(file)
+    try:
+        lines = [line.strip() for line in read_text(path, "utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{path} cannot be read as a list of images ({error}).") from error
+    if not lines:
+        raise Refused(f"{path} lists no image.")
+    known = defaultdict(list)
+    for position, item in enumerate(items):
+        file_name = getattr(item.image, "paths", (item.image,))[0]
+        for title in {item.id, file_name.stem, file_name.name, "/".join(file_name.parts[-2:])}:
+            known[title].append(position)
+    positions = []
+    for line in lines:
+        words = line, line.split()[0]
+        tries = [*words, *("/".join(Path(word).parts[-n:]) for n in (2, 1) for word in words)]
+        named = next((known[title] for title in tries if title in known), None)
+        if named is None:
+            raise Refused(f"{path} names {line[:80]}, which is no image here (there are {items[0].id} ...).")
+        if len({items[position].source for position in named}) > 1:
+            raise Refused(f"{path} names {line[:80]}, which may be any of {len(named)} images: write more of its path.")
+        positions += named
+    if len(set(positions)) < len(positions):
+        twice = next(position for position, count in Counter(positions).items() if count > 1)
+        raise Refused(f"{path} names {items[twice].id} twice.")
+    return positions
+
+
+def deal(items, lists, shares, rng, name):
+    """(train, val, test) lists of items. What no list names is drawn from the training images, whole sources."""
+    owner = {}
+    for part, positions in lists.items():
+        for position in positions:
+            if owner.setdefault(position, part) != part:
+                raise Refused(f"{items[position].id} is in two lists, {owner[position]} and {part}.")
+    parts = {part: lists.get(part, []) for part in ("train", "val", "test")}
+    left = [position for position in range(len(items)) if position not in owner]
+    if "train" not in lists:
+        parts["train"] = left
+    elif left:
+        told(f"{len(left)} images are in no list and are left out.")
+    whole = len(parts["train"])
+    draws = {"test": generator(name, "test"), "val": rng}  # one test set for all runs
+    for part in ("test", "val"):
+        if part not in lists and shares[part]:
+            parts[part], parts["train"] = draw(items, parts["train"], shares[part] * whole, draws[part], part)
+    seen = {}
+    for part, positions in parts.items():
+        for position in positions:
+            source = items[position].source
+            if seen.setdefault(source, part) != part:
+                raise Refused(f"Images of {source} are in {seen[source]} and in {part}: lists keep each source whole.")
+    if not parts["train"]:
+        raise Refused("No training images are left: give fewer to val and test.")
+    return [[items[position] for position in parts[part]] for part in ("train", "val", "test")]
+
+
+def draw(items, positions, wanted, rng, part):
+    """(drawn, others) of these positions: whole sources until `wanted` images are reached, at least one source."""
+    sources = sorted({items[position].source for position in positions}, key=lambda text: natural((text,)))
+    if len(sources) < 2:
+        raise Refused(
+            f"{part} cannot be drawn, for the images left to learn from are all of one source, {sources[0]}: set "
+            f"folder.{part}=0, folder.{part}_file=... or, to split a stack, folder.source='(.*)'."
+            if sources
+            else f"{part} cannot be drawn: no training images are left."
+        )
+    sizes = Counter(items[position].source for position in positions)
+    chosen, count = set(), 0
+    for number in rng.permutation(len(sources))[:-1]:
+        if chosen and count + sizes[sources[number]] / 2 > wanted:
+            break
+        chosen.add(sources[number])
+        count += sizes[sources[number]]
+    drawn = [position for position in positions if items[position].source in chosen]
+    return drawn, [position for position in positions if items[position].source not in chosen]
