@@ -4,12 +4,13 @@ import os
 import re
 from collections import Counter, defaultdict
 from functools import cache
+from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 
 from experiments.errors import Refused
 from experiments.randomness import generator
-from experiments.reading import FORMATS, pages, read_text
+from experiments.reading import FORMATS, pages, read_text, size
 from experiments.records.progress import say
 from experiments.store import Item
 
@@ -25,15 +26,26 @@ told = cache(say)  # load is called more than once in a run
 
 
 class Part(NamedTuple):
-    """A page of a file, or several files that are one mask."""
+    """A page of a file, several files that are one mask, or a tile of either."""
 
     paths: tuple
     page: int = 0
     pages: int = 1
+    whole: tuple = ()  # (height, width) of the image that this is a tile of
+    rows: tuple = ()  # the tile's first and the next one's, in pixels after resizing
+    columns: tuple = ()
 
     def __str__(self):
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         return f"{self.paths[0]}{more}" + (f", page {self.page + 1}" if self.pages > 1 else "")
+
+    def cut(self, array):
+        """The tile of a whole image's or mask's array, which is all of it where this is no tile."""
+        return array[slice(*self.rows), slice(*self.columns)] if self.whole else array
+
+
+def part(place):
+    return place if isinstance(place, Part) else Part((place,))
 
 
 def list_items(images, masks, image_pattern, mask_pattern, several, source):
@@ -81,6 +93,25 @@ def list_items(images, masks, image_pattern, mask_pattern, several, source):
     if twice:
         raise Refused(f"Two images would be called {twice[0]}: rename one.")
     return items
+
+
+def tiles(items, side, resize):
+    """These items with every large one cut into equal parts of at most side x side pixels, of one source as before."""
+    made = []
+    for item in items:
+        image, mask = part(item.image), part(item.mask)
+        whole = tuple(max(1, round(length * resize)) for length in size(image.paths[0], image.page))
+        rows, columns = (
+            [length * k // count for k in range(count + 1)] for length in whole for count in [-(-length // side)]
+        )
+        if len(rows) == len(columns) == 2:
+            made.append(item)
+            continue
+        for down, across in product(pairwise(rows), pairwise(columns)):
+            place = {"whole": whole, "rows": down, "columns": across}
+            id = f"{item.id}_y{down[0]:05d}_x{across[0]:05d}"
+            made.append(item._replace(id=id, image=image._replace(**place), mask=mask._replace(**place)))
+    return made
 
 
 def regex(pattern, what):
@@ -154,7 +185,7 @@ def read_list(root, file, items):
         raise Refused(f"{path} lists no image.")
     known = defaultdict(list)
     for position, item in enumerate(items):
-        file_name = getattr(item.image, "paths", (item.image,))[0]
+        file_name = part(item.image).paths[0]
         for title in {item.id, file_name.stem, file_name.name, "/".join(file_name.parts[-2:])}:
             known[title].append(position)
     positions = []

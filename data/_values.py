@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from data._pairs import Part, told
+from data._pairs import part, told
 from experiments.errors import BadData, Refused
 from experiments.reading import pages, pixels, resized
 from experiments.store import IGNORE
@@ -73,6 +73,7 @@ def propose(masks, confirm):
     if not masks:
         raise Refused(f"What do the masks' values mean? Type {how}: without validation or test masks none is proposed.")
     found = Counter()
+    masks = list(dict.fromkeys(part(mask)._replace(whole=(), rows=(), columns=()) for mask in masks))
     for mask in masks:
         codes, counts = np.unique(merged(mask, colours=None), return_counts=True)
         found.update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
@@ -128,7 +129,6 @@ def pack(rgb):
 
 def merged(mask, colours):
     """The codes (H, W) of an Item's mask; of several files, one object each, the largest of each pixel."""
-    mask = mask if isinstance(mask, Part) else Part((mask,))
     for path in mask.paths:
         if pages(path) != mask.pages:
             raise BadData(f"{path} has {pages(path)} pages, its image {mask.pages}: replace it.")
@@ -142,6 +142,7 @@ def merged(mask, colours):
 
 def read_mask(mask, ranges, snap, resize):
     """(H, W) uint8 of class numbers and IGNORE; BadData for values that were not declared, unless they are to snap."""
+    mask = part(mask)
     codes = merged(mask, ranges[0][0] >= COLOUR)
     result, known = np.full(codes.shape, IGNORE, np.uint8), np.zeros(codes.shape, bool)
     for first, last, number in ranges:
@@ -158,7 +159,11 @@ def read_mask(mask, ranges, snap, resize):
                 "folder.values or folder.ignore, or set folder.snap=True to take the nearest, as JPEG needs."
             )
         result[~known] = nearest(others, ranges)[where]
-    return np.array(resized(Image.fromarray(result), resize, smooth=False))
+    result = np.array(resized(Image.fromarray(result), resize, smooth=False))
+    if mask.whole and mask.whole != result.shape:
+        (h, w), (height, width) = result.shape, mask.whole
+        raise BadData(f"{mask} is {w} x {h}, its image {width} x {height}: replace the mask.")
+    return mask.cut(result)
 
 
 def nearest(codes, ranges):

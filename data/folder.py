@@ -5,20 +5,22 @@ slices, images of one source. A mask's values become classes by `classes` or `va
 """
 
 import os
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from PIL import Image
 from sacred import Ingredient
 
-from data._pairs import Part, deal, list_items, read_list, told
+from data._pairs import deal, list_items, part, read_list, tiles, told
 from data._values import propose, read_mask, read_meaning, spelled
 from experiments.errors import BadData, Refused
 from experiments.reading import pixels, resized
 from experiments.settings import Range
 from experiments.store import IGNORE, Split, Splits  # noqa: F401  a dataset has IGNORE
 
+LAST = Lock()  # of last_decoded: images are read in threads
 CLASSES, CHANNELS, HAS = (), 3, ("validation",)  # classes and channels are settings: load gives them
 
 ingredient = Ingredient("folder")
@@ -49,6 +51,7 @@ def settings():
     percentile = 0.0  # above 0, as 0.5: from this to 100 - this of each image's own values instead
     resize = 1.0  # 0.5 halves both sides
     crop = 0  # side of the training window in pixels after resizing; 0 trains on whole images
+    tile = 0  # cuts larger images into tiles of at most this side after resizing, all of one source; 0: whole images
     name = "folder"  # two folders of one name draw the same random numbers
 
 
@@ -62,18 +65,21 @@ ALLOWED = {
     "percentile": Range(least=0, below=50),
     "resize": Range(above=0, most=4),
     "crop": Range(least=0),
+    "tile": Range(least=16, zero="whole images"),
 }
 
 
 @ingredient.capture
 def load(rng, root, images, masks, image_pattern, mask_pattern, several, classes, values, ignore, snap, confirm,
-         train_file, val_file, test_file, val, test, source, channels, black, white, percentile, resize, crop, name,
+         train_file, val_file, test_file, val, test, source, channels, black, white, percentile, resize, crop, tile,
+         name,
 ):  # fmt: skip
     if black >= white:
         raise Refused(f"folder.black={black} is not below folder.white={white}.")
     root = Path(root).expanduser()
     places = root / os.path.expanduser(images), root / os.path.expanduser(masks)
     items = list_items(*places, image_pattern, mask_pattern, several, source)
+    items = tiles(items, tile, resize) if tile else items
     files = {"train": train_file, "val": val_file, "test": test_file}
     lists = {part: read_list(root, file, items) for part, file in files.items() if file}
     train, validation, tests = deal(items, lists, {"val": val, "test": test}, rng, name)
@@ -99,10 +105,17 @@ def load(rng, root, images, masks, image_pattern, mask_pattern, several, classes
     )
 
 
-def read_image(image, channels, black, white, percentile, resize):
-    """(H, W, channels) uint8."""
-    path, page = (image.paths[0], image.page) if isinstance(image, Part) else (image, 0)
-    array = pixels(path, page)
+def read_image(image, **how):
+    """(H, W, channels) uint8; the tiles of an image, which follow each other, are cut out of it as it was last read."""
+    image = part(image)
+    if not image.whole:
+        return decoded(image, **how)
+    with LAST:
+        return image.cut(last_decoded(image._replace(whole=(), rows=(), columns=()), **how))
+
+
+def decoded(image, channels, black, white, percentile, resize):
+    array = pixels(image.paths[0], image.page)
     if array.dtype == np.uint16:
         how = f"percentiles {percentile:g} and {100 - percentile:g} of each" if percentile else f"{black} and {white}"
         told(f"Images of 16 bits are shown with 8: {how} become 0 and 255.")
@@ -118,3 +131,6 @@ def read_image(image, channels, black, white, percentile, resize):
         return array
     planes = [np.array(resized(Image.fromarray(plane), resize, smooth=True)) for plane in np.moveaxis(array, -1, 0)]
     return np.stack(planes, axis=-1)
+
+
+last_decoded = lru_cache(maxsize=1)(decoded)

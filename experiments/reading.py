@@ -68,6 +68,19 @@ def pages(path):
             return tifffile_page(path, None)
 
 
+def size(path, page=0):
+    """(height, width) of an image as its header states it. Raises BadData."""
+    with told(path, FORMATS[Path(path).suffix.lower()]):
+        try:
+            with Image.open(regular(path, MAX_IMAGE), formats=[FORMATS[Path(path).suffix.lower()]]) as image:
+                image.seek(page)
+                return image.height, image.width
+        except UnidentifiedImageError:
+            if FORMATS[Path(path).suffix.lower()] != "TIFF":
+                raise
+        return tifffile_page(path, page).shape[:2]
+
+
 def pixels(path, page=0, indices=False):
     """The stored values of an image, whose format is that of its suffix: (H, W) or (H, W, channels), uint8 or uint16.
 

@@ -421,3 +421,28 @@ def test_a_typed_run_is_refused_with_what_to_type(tmp_path, experiment):
     with pytest.raises(Refused, match="folder.values=0:background,255:foreground"):
         experiment.run(config_updates=typed | {"runs_dir": ""}, named_configs=["smoke"])
     assert not (tmp_path / "results").exists() and json.dumps(defaults(folder.ingredient))
+
+
+def test_tiles_cover_an_image_and_stay_on_its_side(tmp_path):
+    whole = {}
+    for k in range(6):
+        whole[f"s{k}"] = disc(k, (50, 100 + k))
+        save(tmp_path / f"images/s{k}.png", whole[f"s{k}"][0])
+        save(tmp_path / f"masks/s{k}.png", whole[f"s{k}"][1])
+    given = {"classes": "background,disc", "tile": 32}
+    splits, halves = load(tmp_path, **given), load(tmp_path, resize=0.5, **given)
+    assert not {i.source for i in splits.train.items} & {i.source for i in [*splits.val.items, *splits.test.items]}
+    found, half = opened(splits), opened(halves)
+    assert len(found) == 6 * 2 * 4 and len(half) == 6 * 2
+    for name, (image, mask) in whole.items():
+        parts = {id: pair for id, pair in found.items() if id.startswith(f"{name}_y")}
+        assert all(max(part.shape) <= 32 for _, part in parts.values())
+        for number, expected in ((0, image), (1, mask)):
+            rows = [[pair[number] for id, pair in sorted(parts.items()) if f"_y{y:05d}" in id] for y in (0, 25)]
+            assert np.array_equal(np.vstack([np.hstack(row) for row in rows]), expected)
+    (tmp_path / "test.txt").write_text("s3.png")
+    assert {item.source for item in load(tmp_path, test_file="test.txt", **given).test.items} == {"s3"}
+    assert load(tmp_path, confirm=True, tile=200).train.ids[0] in whole  # no tiles are needed
+    assert "2 validation and test masks hold the values 0 (" in refusal(tmp_path, tile=32)
+    save(tmp_path / "masks/s3.png", whole["s3"][1].T)
+    assert "s3.png is 50 x 103, its image 103 x 50" in refusal(tmp_path, **given)

@@ -85,6 +85,38 @@ def test_images_and_masks(trap, mode):
     assert str(path) in message and what in message
 
 
+@pytest.mark.parametrize("ending", [".png", ".tif", ".gif", ".jpg"])
+def test_files_of_every_format(trap, tmp_path, ending):
+    path, what = trap
+    path = path.rename(tmp_path / f"a{ending}")
+    calls = [reading.pixels, reading.size] + [reading.pages] * (ending == ".tif")
+    for call in calls:
+        message = said(BadData, call, path)
+        assert str(path) in message and what in message
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif", ".gif", ".jpg", ".bmp"])
+def test_a_damaged_file_and_one_of_another_format(tmp_path, ending):
+    path, other = tmp_path / f"a{ending}", "PNG" if ending == ".bmp" else "BMP"
+    Image.fromarray(np.arange(4800, dtype=np.uint8).reshape(60, 80)).save(path)
+    assert reading.size(path) == reading.pixels(path).shape[:2] == (60, 80)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    assert str(path) in said(BadData, reading.pixels, path)
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save(path, format=other)
+    assert str(path) in said(BadData, reading.pixels, path)
+
+
+def test_a_header_that_promises_too_much_is_refused_unread(tmp_path):
+    import tifffile
+
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((8, 8, 5), np.uint8), photometric="minisblack", planarconfig="contig")
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        for tag in ("ImageWidth", "ImageLength"):
+            file.pages[0].tags[tag].overwrite(50_000)
+    assert "claims 50000 x 50000 pixels" in said(BadData, reading.pixels, path)
+
+
 def test_a_table(trap, tmp_path):
     path, what = trap
     path.rename(tmp_path / "Grade.csv")
