@@ -32,6 +32,7 @@ def check(config, components, command):
         raise Refused(f"{who} goes on from saved weights: set checkpoint=last.")
     if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):
         raise Refused(f"label names a file, so it cannot be {config['label']!r}.")
+    evaluation.check()
     for component in components.values():
         if hasattr(component, "check"):
             component.check()
