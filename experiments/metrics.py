@@ -4,12 +4,20 @@ What a class scores in an image that lacks it: 0 if it is in the truth or in the
 it is skipped, NaN in the image's values and left out of the image's mean over classes (as nnU-Net's
 evaluate_predictions.py does), so that a model is not paid for never finding a rare class. An image whose foreground
 classes are all in neither is answered right and scores 1 (MONAI's `ignore_empty=False`); where there are two classes
-their values are 1 then, not NaN.
+their values are 1 then, not NaN. Precision of a class that is true but never predicted, and recall of one predicted but
+never true, are 0 as well. A distance has no value for a class in neither, of two classes too; for one in the truth or
+the prediction alone it is the image's diagonal, the worst that could be, so that a model is not paid for never finding
+it.
 
 Over a test set there are two means, and a dataset's HEADLINE says which of them judges: `dice` and `iou`, over images
 of the mean over their foreground classes; or `miou` and `class_dice`, over the foreground classes that occur in the
 truth, the pixels of all images counted together (as PASCAL VOC does, https://doi.org/10.1007/s11263-014-0733-5).
+`precision`, `recall` and `soft_dice` are means of the second kind, distances of the first.
 """
+
+import warnings
+from itertools import product
+from math import hypot
 
 import torch
 
@@ -18,6 +26,7 @@ from experiments.store import IGNORE
 
 HEADLINES = {"dice": "Dice", "miou": "mIoU", "class_dice": "class Dice"}  # what a dataset may state: in words
 OVERLAPS = ("dice", "iou", "miou", "class_dice")
+DISTANCES = ("hd95", "hd", "assd")
 
 BINS = 15  # of the calibration error, as Guo et al. 2017
 
@@ -30,6 +39,20 @@ def counts(labels, masks, classes):
     return torch.stack([(predicted & true).sum((2, 3)), predicted.sum((2, 3)), true.sum((2, 3))], dim=-1)
 
 
+def soft_counts(p, masks):
+    """`counts` where a pixel belongs to each class by its probability p (B, C, H, W): (B, C, 3) float64.
+
+    Probabilities are rounded to whole numbers of 2^-24, whose sums no order of the pixels changes.
+    """
+    if p.device.type == "mps":  # has no float64
+        p, masks = p.cpu(), masks.cpu()
+    parts = (p * 2**24).round_().mul_((masks != IGNORE)[:, None])
+    true = masks[:, None] == torch.arange(p.shape[1], device=p.device).view(1, -1, 1, 1)
+    predicted = parts.sum((2, 3), dtype=torch.float64)
+    both = parts.mul_(true).sum((2, 3), dtype=torch.float64)
+    return torch.stack([both / 2**24, predicted / 2**24, true.sum((2, 3))], dim=-1)
+
+
 def dice(counts):
     """2 |A and B| / (|A| + |B|): (..., classes, 3) -> (..., classes) float64. Dice 1945."""
     both, predicted, true = counts.double().unbind(-1)
@@ -40,6 +63,18 @@ def iou(counts):
     """|A and B| / |A or B|: (..., classes, 3) -> (..., classes) float64. Jaccard 1912."""
     both, predicted, true = counts.double().unbind(-1)
     return _share(both, predicted + true - both)
+
+
+def precision(counts):
+    """|A and B| / |A| of the prediction A: (..., classes, 3) -> (..., classes) float64."""
+    both, predicted, true = counts.double().unbind(-1)
+    return _share(both / predicted.clamp(min=1), (predicted + true).clamp(max=1))
+
+
+def recall(counts):
+    """|A and B| / |B| of the truth B: (..., classes, 3) -> (..., classes) float64."""
+    both, predicted, true = counts.double().unbind(-1)
+    return _share(both / true.clamp(min=1), (predicted + true).clamp(max=1))
 
 
 def _share(part, whole):
@@ -69,6 +104,55 @@ def overlaps(counts, foreground):
         "class_dice": over_classes(dice, counts, foreground),
     }
     return {name: value.item() for name, value in values.items()}
+
+
+def over_pixels(counts, soft, foreground):
+    """{name: float} of all images' pixels together, from counts and soft counts (images, classes, 3).
+
+    `fwiou` is the IoU of every class, the background too, weighted by its share of the truth (Long et al. 2015,
+    https://arxiv.org/abs/1411.4038); `soft_dice` is that of the probabilities.
+    """
+    total = counts.sum(0)
+    values = {
+        "precision": over_classes(precision, counts, foreground),
+        "recall": over_classes(recall, counts, foreground),
+        "fwiou": (iou(total).nan_to_num() * total[:, 2]).sum() / total[:, 2].sum(),
+        "soft_dice": over_classes(dice, soft, foreground),
+    }
+    return {name: value.item() for name, value in values.items()}
+
+
+def of_volumes(counts, sources):
+    """Sums of the counts (images, classes, 3) of each source's slices: (sources, classes, 3), as they first occur."""
+    number = {source: n for n, source in enumerate(dict.fromkeys(sources))}
+    volumes = counts.new_zeros(len(number), *counts.shape[1:])
+    return volumes.index_add_(0, torch.tensor([number[source] for source in sources]), counts)
+
+
+def surface_distances(labels, masks, classes, foreground, spacing=(1.0, 1.0)):
+    """(B, classes, 3) float64 DISTANCES between the outlines of labels and masks (B, H, W), NaN outside `foreground`.
+
+    They are the Hausdorff distance's 95th percentile (the larger of both directions'), itself, and the average of all
+    outline pixels of either to the other, in the unit of `spacing`, the height and width of a pixel. IGNORE pixels are
+    taken out of both.
+    """
+    from monai.metrics.utils import get_edge_surface_distance  # takes a second
+
+    labels, masks = labels.cpu(), masks.cpu()
+    found = torch.full((len(masks), classes, len(DISTANCES)), torch.nan, dtype=torch.float64)
+    for image, number in product(range(len(masks)), range(classes)[foreground]):
+        true = masks[image] == number
+        predicted = (labels[image] == number) & (masks[image] != IGNORE)
+        if true.any() and predicted.any():
+            with warnings.catch_warnings(category=FutureWarning, action="ignore"):  # MONAI 1.6 warns of its own call
+                both_ways = get_edge_surface_distance(predicted, true, spacing=list(spacing), symmetric=True)[1]
+            there, back = (way.double() for way in both_ways)
+            found[image, number, 0] = torch.maximum(there.quantile(0.95), back.quantile(0.95))
+            found[image, number, 1] = torch.maximum(there.max(), back.max())
+            found[image, number, 2] = torch.cat([there, back]).mean()
+        elif true.any() or predicted.any():
+            found[image, number] = hypot(*((side - 1) * step for side, step in zip(true.shape, spacing, strict=True)))
+    return found
 
 
 def headline(dataset):

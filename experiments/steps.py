@@ -256,8 +256,9 @@ def train_and_test(state, cycle):
         state.progress.start(f"cycle {cycle}/{state.config['cycles']}, testing")
         scalars, arrays, calibration = {}, {}, {}
         if state.test:
+            volumes = getattr(state.components["dataset"], "VOLUMES", False)
             scalars, arrays, calibration = evaluation.evaluate(
-                state.model, state.test, state.at(cycle), state.classes, advance=state.progress.advance
+                state.model, state.test, state.at(cycle), state.classes, volumes=volumes, advance=state.progress.advance
             )
         saved = checkpoint.pack(state.model, state.learner)
         digest = state.ledger.save_weights(cycle, saved, state.config["checkpoint"])

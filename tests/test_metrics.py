@@ -7,6 +7,7 @@ import pytest
 import torch
 from monai.losses import DiceLoss
 from monai.metrics import compute_dice, compute_iou
+from sklearn.metrics import jaccard_score, precision_score, recall_score
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
@@ -173,6 +174,70 @@ def test_ignored_pixels_count_as_if_cut_off(metric):
 def test_pixel_accuracy_weights_images_by_their_pixels():
     counted = table([[1, 1, 1]], [[1, IGNORE, IGNORE]]), table([[0, 0, 0]], [[1, 1, 0]])
     assert metrics.accuracy(torch.cat(counted)).item() == 0.5  # 2 of 4 pixels, not the mean of 1 and 1/3
+
+
+def half_sure(labels, classes):
+    """Probabilities (B, C, H, W) of .6 for the label, the rest in equal parts."""
+    p = torch.full((len(labels), classes, *labels.shape[1:]), 0.4 / (classes - 1))
+    return p.scatter_(1, labels[:, None], 0.6)
+
+
+@pytest.mark.parametrize(("seed", "classes"), [(0, 3), (1, 3), (2, 2), (3, 6)])
+def test_precision_recall_and_weighted_iou_are_those_of_scikit_learn(seed, classes):
+    labels, masks = drawn(seed, classes)
+    labels[labels == classes - 1] = 0  # a class that is never predicted
+    if classes > 3:
+        masks[masks == 3] = 0  # and one that is only predicted
+    masks[0, 2:5] = IGNORE
+    counted = metrics.counts(labels, masks, classes)
+    found = metrics.over_pixels(counted, counted, FOREGROUND)
+    truth, guess = masks[masks != IGNORE].numpy(), labels[masks != IGNORE].numpy()
+    there = [number for number in range(1, classes) if (truth == number).any()]
+    how = dict(labels=there, average="macro", zero_division=0)
+    assert found["precision"] == pytest.approx(precision_score(truth, guess, **how), abs=1e-12)
+    assert found["recall"] == pytest.approx(recall_score(truth, guess, **how), abs=1e-12)
+    weighted = jaccard_score(truth, guess, labels=range(classes), average="weighted", zero_division=0)
+    assert found["fwiou"] == pytest.approx(weighted, abs=1e-12)
+    one = (masks[3] == 1).ravel(), (labels[3] == 1).ravel()
+    assert metrics.precision(counted)[3, 1].item() == pytest.approx(precision_score(*one, zero_division=0))
+    assert metrics.recall(counted)[3, 1].item() == pytest.approx(recall_score(*one, zero_division=0))
+
+
+@pytest.mark.parametrize("metric", [metrics.precision, metrics.recall])
+@pytest.mark.parametrize(("labels", "masks", "score"), [([[0, 1]], [[0, 0]], 0), ([[0, 0]], [[0, 1]], 0)])
+def test_precision_and_recall_are_0_where_a_class_is_in_one_alone(metric, labels, masks, score):
+    assert metric(table(labels, masks))[0, 1] == score
+    assert metric(table([[0, 0]], [[0, 0]]))[0, 1] == 1
+    assert metric(table([[0, 0]], [[0, 0]], classes=3))[0, 1].isnan()
+
+
+def test_soft_counts_of_certain_answers_are_the_counts_and_sum_exactly():
+    labels, masks = drawn(5)
+    masks[:, 3] = IGNORE
+    assert torch.equal(metrics.soft_counts(one_hot(labels), masks), metrics.counts(labels, masks, CLASSES).double())
+    p = torch.rand(4, CLASSES, 13, 11, generator=torch.Generator().manual_seed(0))
+    turned = metrics.soft_counts(p.flip(-1).contiguous(memory_format=torch.channels_last), masks.flip(-1))
+    found = metrics.soft_counts(p, masks)
+    assert torch.equal(found, turned)
+    expected = (p.double() * one_hot(masks.where(masks != IGNORE, 0)) * (masks != IGNORE)[:, None]).sum((2, 3))
+    torch.testing.assert_close(found[..., 0], expected, atol=1e-4, rtol=0)
+
+
+def test_soft_dice_closed_form():
+    """Class 1 is true in 2 of 4 pixels: .6 where it is meant, .4 where not, so 2 * (.6 + .4) / (2 + 2)."""
+    labels, masks = torch.tensor([[[0, 1, 0, 1]]]), torch.tensor([[[0, 1, 1, 0]]], dtype=torch.uint8)
+    soft = metrics.soft_counts(half_sure(labels, 2), masks)
+    found = metrics.over_pixels(metrics.counts(labels, masks, 2), soft, FOREGROUND)
+    assert found["soft_dice"] == pytest.approx(0.5, abs=1e-6) and found["precision"] == 0.5
+
+
+def test_the_slices_of_a_volume_count_as_one_image():
+    labels, masks = drawn(6)
+    counted = metrics.counts(labels, masks, CLASSES)
+    found = metrics.of_volumes(counted, ["b", "a", "b", "a"])
+    for volume, slices in zip(found, ([0, 2], [1, 3]), strict=True):
+        stacked = (each[slices].reshape(1, -1, 11) for each in (labels, masks))
+        assert torch.equal(volume, metrics.counts(*stacked, CLASSES)[0])
 
 
 def test_ece_closed_form():
