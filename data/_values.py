@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 from PIL import Image
 
-from data._pairs import part, told
+from data._pairs import as_part, told
 from experiments.errors import BadData, Refused
 from experiments.reading import pages, pixels, resized
 from experiments.store import IGNORE
@@ -73,7 +73,7 @@ def propose(masks, confirm):
     if not masks:
         raise Refused(f"What do the masks' values mean? Type {how}: without validation or test masks none is proposed.")
     found = Counter()
-    masks = list(dict.fromkeys(part(mask)._replace(whole=(), rows=(), columns=()) for mask in masks))
+    masks = list(dict.fromkeys(as_part(mask)._replace(whole=(), rows=(), columns=()) for mask in masks))
     for mask in masks:
         codes, counts = np.unique(merged(mask, colours=None), return_counts=True)
         found.update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
@@ -142,7 +142,7 @@ def merged(mask, colours):
 
 def read_mask(mask, ranges, snap, resize):
     """(H, W) uint8 of class numbers and IGNORE; BadData for values that were not declared, unless they are to snap."""
-    mask = part(mask)
+    mask = as_part(mask)
     codes = merged(mask, ranges[0][0] >= COLOUR)
     result, known = np.full(codes.shape, IGNORE, np.uint8), np.zeros(codes.shape, bool)
     for first, last, number in ranges:

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 from sacred import Ingredient
 
-from data._pairs import deal, list_items, part, read_list, tiles, told
+from data._pairs import as_part, list_items, tiles, told
+from data._splits import deal, read_list
 from data._values import propose, read_mask, read_meaning, spelled
 from experiments.errors import BadData, Refused
 from experiments.reading import pixels, resized
@@ -107,7 +108,7 @@ def load(rng, root, images, masks, image_pattern, mask_pattern, several, classes
 
 def read_image(image, **how):
     """(H, W, channels) uint8; the tiles of an image, which follow each other, are cut out of it as it was last read."""
-    image = part(image)
+    image = as_part(image)
     if not image.whole:
         return decoded(image, **how)
     with LAST:

@@ -1,0 +1,90 @@
+"""Images dealt into training, validation and test images by lists or by shares, those of one source on one side."""
+
+import os
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from data._pairs import as_part, natural, told
+from experiments.errors import Refused
+from experiments.randomness import generator
+from experiments.reading import read_text
+
+
+def read_list(root, file, items):
+    """Positions in `items` that a list names, in its order: an id, or a path that ends in an image's, in each line."""
+    path = root / os.path.expanduser(file)
+    try:
+        lines = [line.strip() for line in read_text(path, "utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{path} cannot be read as a list of images ({error}).") from error
+    if not lines:
+        raise Refused(f"{path} lists no image.")
+    known = defaultdict(list)
+    for position, item in enumerate(items):
+        file_name = as_part(item.image).paths[0]
+        for title in {item.id, file_name.stem, file_name.name, "/".join(file_name.parts[-2:])}:
+            known[title].append(position)
+    positions = []
+    for line in lines:
+        words = line, line.split()[0]
+        tries = [*words, *("/".join(Path(word).parts[-n:]) for n in (2, 1) for word in words)]
+        named = next((known[title] for title in tries if title in known), None)
+        if named is None:
+            raise Refused(f"{path} names {line[:80]}, which is no image here (there are {items[0].id} ...).")
+        if len({items[position].source for position in named}) > 1:
+            raise Refused(f"{path} names {line[:80]}, which may be any of {len(named)} images: write more of its path.")
+        positions += named
+    if len(set(positions)) < len(positions):
+        twice = next(position for position, count in Counter(positions).items() if count > 1)
+        raise Refused(f"{path} names {items[twice].id} twice.")
+    return positions
+
+
+def deal(items, lists, shares, rng, name):
+    """(train, val, test) lists of items. What no list names is drawn from the training images, whole sources."""
+    owner = {}
+    for part, positions in lists.items():
+        for position in positions:
+            if owner.setdefault(position, part) != part:
+                raise Refused(f"{items[position].id} is in two lists, {owner[position]} and {part}.")
+    parts = {part: lists.get(part, []) for part in ("train", "val", "test")}
+    left = [position for position in range(len(items)) if position not in owner]
+    if "train" not in lists:
+        parts["train"] = left
+    elif left:
+        told(f"{len(left)} images are in no list and are left out.")
+    whole = len(parts["train"])
+    draws = {"test": generator(name, "test"), "val": rng}  # one test set for all runs
+    for part in ("test", "val"):
+        if part not in lists and shares[part]:
+            parts[part], parts["train"] = draw(items, parts["train"], shares[part] * whole, draws[part], part)
+    seen = {}
+    for part, positions in parts.items():
+        for position in positions:
+            source = items[position].source
+            if seen.setdefault(source, part) != part:
+                raise Refused(f"Images of {source} are in {seen[source]} and in {part}: lists keep each source whole.")
+    if not parts["train"]:
+        raise Refused("No training images are left: give fewer to val and test.")
+    return [[items[position] for position in parts[part]] for part in ("train", "val", "test")]
+
+
+def draw(items, positions, wanted, rng, part):
+    """(drawn, others) of these positions: whole sources until `wanted` images are reached, at least one source."""
+    sources = sorted({items[position].source for position in positions}, key=lambda text: natural((text,)))
+    if len(sources) < 2:
+        raise Refused(
+            f"{part} cannot be drawn, for the images left to learn from are all of one source, {sources[0]}: set "
+            f"folder.{part}=0, folder.{part}_file=... or, to split a stack, folder.source='(.*)'."
+            if sources
+            else f"{part} cannot be drawn: no training images are left."
+        )
+    sizes = Counter(items[position].source for position in positions)
+    chosen, count = set(), 0
+    for number in rng.permutation(len(sources))[:-1]:
+        if chosen and count + sizes[sources[number]] / 2 > wanted:
+            break
+        chosen.add(sources[number])
+        count += sizes[sources[number]]
+    drawn = [position for position in positions if items[position].source in chosen]
+    return drawn, [position for position in positions if items[position].source not in chosen]
