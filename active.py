@@ -15,7 +15,7 @@ from experiments.records.ledger import CEILING
 from experiments.records.observers import observers
 from experiments.records.sacred_record import keep_output
 from experiments.settings import Range
-from experiments.training import augment, trainer, weights
+from experiments.training import augment, operations, trainer, weights
 
 
 def check(config, components, command):
@@ -33,6 +33,7 @@ def check(config, components, command):
     if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):
         raise Refused(f"label names a file, so it cannot be {config['label']!r}.")
     evaluation.check()
+    operations.check()
     for component in components.values():
         if hasattr(component, "check"):
             component.check()

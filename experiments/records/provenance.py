@@ -11,7 +11,7 @@ import torch
 from experiments.components import ROOT
 from experiments.network.device import precision_on
 
-PACKAGES = ("torch", "numpy", "baal", "monai", "sacred")
+PACKAGES = ("torch", "numpy", "baal", "monai", "kornia", "sacred")
 PROJECT = ("experiments", "heuristics", "data", "models")  # analysis/ only reads results
 
 

@@ -28,6 +28,7 @@ def settings():
     contrast = 0.5  # distance from the crop's mean grey, times a factor in 1 -+ this, 0 = off
     saturation = 0.5  # distance from the pixel's own grey, times a factor in 1 -+ this, 0 = off
     hue = 0.05  # at most this fraction of the hue circle, either way: more changes the stain, 0 = off
+    operations = []  # done after these in this order, as [[gamma, .5, .8, 1.2]]: training/operations.py has them all
 
 
 ALLOWED = {

@@ -27,7 +27,7 @@ import torch
 
 from experiments.network.layers import layer_outputs
 from experiments.randomness import generator
-from experiments.training import augment
+from experiments.training import augment, operations
 
 
 @dataclass
@@ -64,9 +64,11 @@ class Strategy:
 def draw(store, indices, rng, n, height, width):
     """n crops (n, channels, height, width) in [0, 1] of these images, as the labelled ones are drawn and coloured."""
     chosen = torch.from_numpy(rng.choice(indices, n)).to(store.device)
-    drawn = {name: values.to(store.device) for name, values in augment.draw(n=n, rng=rng).items()}
-    images, _ = augment.crops(store, chosen, drawn, height, width)
-    return augment.colour(images, augment.inside(store, chosen, drawn, height, width), drawn["factors"])
+    drawn = augment.draw(n=n, rng=rng) | operations.draw(n=n, rng=rng)
+    drawn = {name: values.to(store.device) for name, values in drawn.items()}
+    images, masks = augment.crops(store, chosen, drawn, height, width)
+    inside = augment.inside(store, chosen, drawn, height, width)
+    return operations.apply(augment.colour(images, inside, drawn["factors"]), masks, inside, drawn)[0]
 
 
 def prepare(heuristic, model, paths, channels, place, device):

@@ -16,7 +16,7 @@ from experiments.network.device import PRECISIONS, autocast, compiled_for, ran_o
 from experiments.network.layers import layer_outputs
 from experiments.randomness import generator
 from experiments.settings import Range
-from experiments.training import augment
+from experiments.training import augment, operations
 from experiments.training.losses import LOSSES
 
 ingredient = Ingredient("trainer")
@@ -138,7 +138,8 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
         rng = generator(*place, "train", epoch)
         added = generator(*place, "pseudo", epoch).permutation(guessed)[:more]
         order = rng.permutation(np.concatenate([known, added]))
-        parameters = {k: v.to(train.device) for k, v in augment.draw(n=len(order), rng=rng).items()}
+        parameters = augment.draw(n=len(order), rng=rng) | operations.draw(n=len(order), rng=rng)
+        parameters = {k: v.to(train.device) for k, v in parameters.items()}
         keys = pass_keys(place, f"train {epoch}", range(len(order)), 1)[0].to(train.device)
         shown = torch.from_numpy(order).to(train.device)
         total = torch.zeros((), device=train.device)
@@ -148,7 +149,7 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             drawn = {k: v[now] for k, v in parameters.items()}
             images, masks = augment.crops(train, shown[now], drawn, height, width)
             inside = augment.inside(train, shown[now], drawn, height, width)
-            x = augment.colour(images, inside, drawn["factors"])
+            x, masks = operations.apply(augment.colour(images, inside, drawn["factors"]), masks, inside, drawn)
             model.dropout_keys.now = keys[now]
             with errors_explained(f"{len(x)} crop(s) of {width} x {height}", x.device):
                 with autocast(x.device, precision), layer_outputs(model, paths) as maps:
