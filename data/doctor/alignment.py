@@ -54,8 +54,9 @@ def contrast(thumb, mask):
 
 def misaligned(records, classes):
     """Yield (Record, what was found, None) for the masks that fit their image better when they are laid otherwise."""
-    known = [r for r in opened(records) if r.mask_thumb is not None and r.thumb is not None and not r.flat]
-    known = [r for r in known if (r.mask_thumb != r.mask_thumb[0, 0]).any()]
+    known, counts = opened(records)
+    known = [known[i] for i in np.flatnonzero((counts > 0).sum(1) > 1)]
+    known = [r for r in known if r.mask_thumb is not None and r.thumb is not None and not r.flat]
     own = np.concatenate([at_rest(*stacked(part)) for part in chunks(known)]) if known else np.zeros(0)
     usual = np.median(own) if len(own) else 0
     poor = [(record, has) for record, has in zip(known, own, strict=True) if has < max(usual / 2, POOR)]

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from data.doctor.alignment import misaligned
 from data.doctor.files import ANYWAY, FILE, LISTING, NO_NUMBERS, harmless, look
 from data.doctor.fixes import FIXES
-from data.doctor.pixels import IMAGE, MASK, PAIR, one_colour, other_colours, spoilt, undeclared
+from data.doctor.pixels import IMAGE, MASK, PAIR, other_colours, spoilt, undeclared
 from data.doctor.sets import SET, SIDE, Record
 from experiments.command_line.process import stop_if_asked
 from experiments.errors import Refused
@@ -94,10 +94,10 @@ def _read(name, split, position, classes, users):
     image = _opened(partial(split.__getitem__, position), item.image, "image", users, classes, add)
     mask = _opened(partial(split.read_mask, item.mask), item.mask, "mask", users, classes, add)
     if image is not None:
-        record.flat = bool(one_colour(image))
-        for kind, check in IMAGE.items():
-            if not faults and (found := check(image)):
-                add(kind, item.image, found)
+        found = {kind: found for kind, check in IMAGE.items() if (found := check(image))}
+        record.flat = "one colour" in found
+        for kind in found if not faults else ():
+            add(kind, item.image, found[kind])
         colours = image[..., :3] if image.shape[-1] > 2 else image[..., 0]
         thumb = np.asarray(Image.fromarray(colours).resize((SIDE, SIDE), Image.Resampling.BOX))
         record.thumb = thumb if thumb.ndim == 3 else thumb[..., None]
@@ -127,10 +127,14 @@ def _check_values(record, mask, classes, add, fits):
     if found:
         add(kind, path, found)
     if record.counts is not None and fits:
-        height, width = mask.shape
-        rows, columns = ((2 * np.arange(SIDE) + 1) * side // (2 * SIDE) for side in (height, width))
-        record.mask_thumb = mask[rows[:, None], columns]
+        record.mask_thumb = mask[_middles(mask.shape)]
         record.mask_digest = sha256(np.ascontiguousarray(mask)).digest()
+
+
+@cache
+def _middles(size):
+    """Indices of SIDE x SIDE pixels of a mask of this size (H, W), evenly apart."""
+    return np.ix_(*((2 * np.arange(SIDE) + 1) * side // (2 * SIDE) for side in size))
 
 
 def _opened(read, path, role, users, classes, add):

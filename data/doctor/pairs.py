@@ -1,5 +1,6 @@
 """The plainest reading of a folder: images/ and masks/ paired by name, for one that its dataset refuses to list."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def items(part):
 
 
 def files(folder):
-    return sorted((path for path in folder.iterdir() if path.suffix.lower() in ENDINGS), reverse=True)
+    return [folder / name for name in sorted(os.listdir(folder), reverse=True) if Path(name).suffix.lower() in ENDINGS]
 
 
 def read_image(path):

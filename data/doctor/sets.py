@@ -52,15 +52,16 @@ def near_duplicates(records, classes):
     unique = list({record.digest: record for record in seen(records)}.values())
     if len(unique) < 2:
         return
-    grey = np.stack([record.thumb.mean(-1, dtype=np.float32) for record in unique])
+    grey = greys(unique)
     hashes, details = gradient_hashes(grey), fine(grey)
     splits = np.array([record.split for record in unique])
     sources = np.array([record.item.source for record in unique])
     for start in range(0, len(unique), CHUNK):
-        near = np.bitwise_count(hashes[start : start + CHUNK, None] ^ hashes[None]) <= BITS
-        for row in np.flatnonzero(near.any(1)):
-            i = start + row
-            others = np.flatnonzero(near[row, :i])
+        rows = np.arange(start, min(start + CHUNK, len(unique)))
+        near = np.bitwise_count(hashes[rows, None] ^ hashes[None, : rows[-1]]) <= BITS
+        near &= np.arange(rows[-1]) < rows[:, None]  # each pair once
+        for i in rows[near.any(1)]:
+            others = np.flatnonzero(near[i - start])
             kin = (sources[others] == sources[i]) & (splits[others] == splits[i]) & (sources[i] != "")
             others = others[~kin]
             if len(others):
@@ -69,6 +70,11 @@ def near_duplicates(records, classes):
                 if alike[best] > SAME:
                     like = unique[others[best]]
                     yield unique[i], f"nearly {place(like)} (details correlate by {alike[best]:.2f})", like
+
+
+def greys(records):
+    """(N, SIDE, SIDE) float32."""
+    return np.stack([np.broadcast_to(r.thumb, (SIDE, SIDE, 3)) for r in records]).mean(-1, dtype=np.float32)
 
 
 def seen(records):
@@ -97,55 +103,56 @@ def fine(grey):
 
 def copied_masks(records, classes):
     """Masks with outlines that are equal to another image's, pixel by pixel."""
+    known, counts = opened(records)
     first = {}
-    for record in opened(records):
-        if np.count_nonzero(record.counts[:IGNORE]) > 1:
-            like = first.setdefault(record.mask_digest, record)
-            other = like is not record and like.digest != record.digest and like.item.mask != record.item.mask
-            if other and not alike(like, record):
-                yield record, f"its mask is {like.item.mask}, pixel by pixel, its image another", like
+    for record in (known[i] for i in np.flatnonzero((counts[:, :IGNORE] > 0).sum(1) > 1)):
+        like = first.setdefault(record.mask_digest, record)
+        other = like is not record and like.digest != record.digest and like.item.mask != record.item.mask
+        if other and not alike(like, record):
+            yield record, f"its mask is {like.item.mask}, pixel by pixel, its image another", like
 
 
 def alike(one, other):
     """Whether two images are near-duplicates: these may well have one mask."""
     if one.thumb is None or other.thumb is None:
         return False
-    first, second = fine(np.stack([r.thumb.mean(-1, dtype=np.float32) for r in (one, other)]))
+    first, second = fine(greys([one, other]))
     return first @ second > SAME
 
 
 def opened(records):
-    return [record for record in records if record.counts is not None]
+    """The records whose masks could be read, and their counts (N, 256)."""
+    known = [record for record in records if record.counts is not None]
+    return known, np.stack([record.counts for record in known]) if known else np.zeros((0, 256), int)
 
 
 def without_foreground(records, classes):
     """Masks of the background alone, in a set where that is rare."""
     start = foreground(classes).start
-    yield from _rare(records, lambda counts: not counts[start:].any(), "it is background alone")  # nor is any ignored
+    yield from _rare(records, lambda counts: ~counts[:, start:].any(1), "it is background alone")  # nor is any ignored
 
 
 def without_background(records, classes):
     """Masks of the foreground alone, in a set where that is rare."""
     if classes and classes[0] == "background":
-        yield from _rare(records, lambda counts: not counts[0], "no pixel is background")
+        yield from _rare(records, lambda counts: counts[:, 0] == 0, "no pixel is background")
 
 
 def _rare(records, is_so, said):
-    known = [record for record in opened(records) if record.counts[:IGNORE].any()]
-    found = [record for record in known if is_so(record.counts)]
-    if 0 < len(found) <= max(1, RARE * len(known)) and len(known) > 2:
-        for record in found:
-            yield record, f"{said}, as in {len(found)} of {len(known)} masks", None
+    known, counts = opened(records)
+    labelled = counts[:, :IGNORE].any(1)
+    found, total = np.flatnonzero(is_so(counts) & labelled), int(labelled.sum())
+    if total > 2 and len(found) <= max(1, RARE * total):
+        for i in found:
+            yield known[i], f"{said}, as in {len(found)} of {total} masks", None
 
 
 def absent_classes(records, classes):
     """Classes that no training mask has: a model cannot learn them."""
-    train = [record for record in opened(records) if record.split == "train"]
-    if train:
-        counts = sum(record.counts for record in train)
-        for number, name in enumerate(classes):
-            if not counts[number]:
-                yield train[0], f"class {number} {name} is in none of {len(train)} training masks", None
+    train, counts = opened([record for record in records if record.split == "train"])
+    for number, name in enumerate(classes):
+        if train and not counts[:, number].any():
+            yield train[0], f"class {number} {name} is in none of {len(train)} training masks", None
 
 
 SET = {
