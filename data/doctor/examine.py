@@ -1,0 +1,164 @@
+"""Read every image and mask of a dataset once, in threads, and gather the Faults that the checks find."""
+
+import os
+import warnings
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
+from hashlib import sha256
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data.doctor.alignment import misaligned
+from data.doctor.files import ANYWAY, FILE, LISTING, NO_NUMBERS, harmless, look
+from data.doctor.fixes import FIXES
+from data.doctor.pixels import IMAGE, MASK, PAIR, other_colours, spoilt, undeclared
+from data.doctor.sets import SET, SIDE, Record
+from experiments.command_line.process import stop_if_asked
+from experiments.errors import Refused
+from experiments.store import Item, Splits
+
+TOGETHER = 32  # images that a thread reads at a time
+SETS = SET | {"misaligned": misaligned}
+UNREADABLE = (Refused, OSError, ValueError, SyntaxError, EOFError)
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong: its kind, the file, what was found there, and the item or items that it concerns."""
+
+    kind: str
+    path: os.PathLike
+    found: str
+    items: tuple[Item, ...] = ()
+
+    @property
+    def fix(self):
+        return FIXES[self.kind]
+
+
+def examine(splits: Splits, classes, root):
+    """The Faults of a dataset, file by file and then of the set: masks are opened, of the pool too.
+
+    `classes` names the values that masks may hold, () for any; `root` is the folder that all files should lie in.
+    """
+    named = {name: split for name, split in zip(("train", "val", "test"), splits, strict=False) if split}
+    items = {name: split.items for name, split in named.items()}
+    faults = [Fault(kind, path, found) for kind, check in LISTING.items() for path, found in check(items, root)]
+    users = Counter(item.image for part in items.values() for item in part)
+    work = [
+        (name, split, range(start, min(start + TOGETHER, len(split))))
+        for name, split in named.items()
+        for start in range(0, len(split), TOGETHER)
+    ]
+    records, total = [], sum(map(len, named.values()))
+    with (
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as workers,
+        tqdm(total=total, desc="reading images and masks", leave=False, disable=None, delay=1) as bar,
+    ):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        for part in workers.map(partial(_read_some, classes=classes, users=users), work):
+            stop_if_asked()
+            bar.update(len(part))
+            for record, found in part:
+                records.append(record)
+                faults += found
+    for kind, check in SETS.items():
+        faults += [
+            Fault(kind, _file_of(kind, record), found, tuple(r.item for r in (record, like) if r))
+            for record, found, like in check(records, classes)
+        ]
+    return faults
+
+
+def _file_of(kind, record):
+    return record.item.image if kind in ("copy", "near-duplicate") else record.item.mask
+
+
+def _read_some(work, classes, users):
+    name, split, positions = work
+    return [_read(name, split, position, classes, users) for position in positions]
+
+
+def _read(name, split, position, classes, users):
+    """(Record, [Fault]) of one image and its mask."""
+    item = split.items[position]
+    record, faults = Record(name, item), []
+
+    def add(kind, path, found):
+        faults.append(Fault(kind, path, found, (item,)))
+
+    image = _opened(partial(split.__getitem__, position), item.image, "image", users, classes, add)
+    mask = _opened(partial(split.read_mask, item.mask), item.mask, "mask", users, classes, add)
+    if image is not None:
+        found = {kind: found for kind, check in IMAGE.items() if (found := check(image))}
+        record.flat = "one colour" in found
+        for kind in found if not faults else ():
+            add(kind, item.image, found[kind])
+        colours = image[..., :3] if image.shape[-1] > 2 else image[..., 0]
+        thumb = np.asarray(Image.fromarray(colours).resize((SIDE, SIDE), Image.Resampling.BOX))
+        record.thumb = thumb if thumb.ndim == 3 else thumb[..., None]
+        record.size, record.digest = image.shape[:2], sha256(np.ascontiguousarray(image)).digest()
+    if mask is not None:
+        fits = True
+        if image is not None:
+            for kind, check in PAIR.items():
+                if found := check(record.size, mask.shape):
+                    add(kind, item.mask, found)
+                    fits = False
+        _check_values(record, mask, classes, add, fits)
+    return record, faults
+
+
+def _check_values(record, mask, classes, add, fits):
+    path = record.item.mask
+    if mask.dtype == np.uint8:
+        record.counts = np.bincount(mask.ravel(), minlength=256)
+        values = np.flatnonzero(record.counts).tolist()
+    else:
+        values = np.unique(mask).tolist()
+    kind, found = next(((k, f) for k, check in MASK.items() if (f := check(mask, classes, values))), ("", ""))
+    if undeclared(values, classes):
+        header = look(path, "mask")
+        kind = "JPEG mask" if header.format == "JPEG" else "palette mask" if header.mode == "P" else kind
+    if found:
+        add(kind, path, found)
+    if record.counts is not None and fits:
+        record.mask_thumb = mask[_middles(mask.shape)]
+        record.mask_digest = sha256(np.ascontiguousarray(mask)).digest()
+
+
+@cache
+def _middles(size):
+    """Indices of SIDE x SIDE pixels of a mask of this size (H, W), evenly apart."""
+    return np.ix_(*((2 * np.arange(SIDE) + 1) * side // (2 * SIDE) for side in size))
+
+
+def _opened(read, path, role, users, classes, add):
+    """What `read()` gives, None where it cannot; faults of the file are added."""
+    try:
+        pixels = read()
+        if role == "mask" and getattr(pixels, "ndim", 0) != 2:
+            raise ValueError(f"its shape is {pixels.shape}")
+    except UNREADABLE as error:
+        header = look(path, role, whole=True)
+        kind, found = next(((k, f) for k, check in FILE.items() if (f := check(header))), ("unreadable", ""))
+        if kind == "unreadable":
+            found = " ".join(str(error).split()).removeprefix(f"{path} ")
+            kind = "interpolated mask" if "resized by averaging" in found else kind
+        add(kind, path, found)
+        return None
+    if not harmless(path, role):
+        header = look(path, role)
+        for kind in ANYWAY:
+            if (found := FILE[kind](header)) and not (kind == "several pages" and users[path] > 1):
+                add(kind, path, found)
+        for kind in ("16-bit image", "float image"):
+            if (found := FILE[kind](header)) and (NO_NUMBERS in found or spoilt(pixels)):
+                add(kind, path, found)
+        if role == "mask" and header.colours and (found := other_colours(header.colours, pixels, classes)):
+            add("palette mask", path, found)
+    return pixels

@@ -1,0 +1,1 @@
+"""The preview: a contact sheet of a dataset, masks drawn over images."""
