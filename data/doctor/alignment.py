@@ -88,19 +88,16 @@ def chunks(records):
 
 def stacked(records):
     """Thumbnails (N, SIDE, SIDE, 3) and masks (N, SIDE, SIDE)."""
-    return (
-        np.stack([np.broadcast_to(r.thumb, (SIDE, SIDE, 3)) for r in records]),
-        np.stack([r.mask_thumb for r in records]),
-    )
+    return np.stack([r.thumb for r in records]), np.stack([r.mask_thumb for r in records])
 
 
 def at_rest(thumbs, masks):
     """(N,): what `explained` gives without a shift."""
     colours = thumbs.reshape(len(thumbs), -1, thumbs.shape[-1]).astype(np.float32)
     colours -= colours.mean(1, keepdims=True)
-    flat, found = masks.reshape(len(masks), -1), np.zeros(len(masks), np.float32)
-    for value in np.unique(masks):
+    flat, found = masks.reshape(len(masks), 1, -1), np.zeros(len(masks), np.float32)
+    for value in np.flatnonzero(np.bincount(masks.ravel(), minlength=256)):
         member = (flat == value).astype(np.float32)
-        sums = np.einsum("np,npc->nc", member, colours)
-        found += (sums**2).sum(1) / np.maximum(member.sum(1), 1)
+        sums = (member @ colours)[:, 0]
+        found += (sums**2).sum(1) / np.maximum(member.sum((1, 2)), 1)
     return found / np.maximum((colours**2).sum((1, 2)), 1e-6)
