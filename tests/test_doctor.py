@@ -626,9 +626,9 @@ def test_ten_thousand_pairs_are_compared_in_bounded_time():
     from data.doctor.sets import Record, near_duplicates
 
     rng = np.random.default_rng(0)
-    thumbs = rng.integers(0, 256, (3000, 32, 32, 1), dtype=np.uint8)
+    thumbs = rng.integers(0, 256, (3000, 32, 32, 3), dtype=np.uint8)
     records = [
-        Record("train", Item(str(n), Path(f"{n}.png"), Path(f"{n}m.png")), thumb=thumb, digest=thumb.tobytes())
+        Record("train", Item(str(n), Path(f"{n}.png"), Path(f"{n}m.png")), thumb=thumb, digest=n)
         for n, thumb in enumerate(thumbs)
     ]
     began = time.perf_counter()

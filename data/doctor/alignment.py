@@ -18,7 +18,7 @@ LAYS = {
 }
 SQUARE = ("transposed", "turned by 90 degrees", "turned by 270 degrees")
 NEAR, FAR = 2, 8  # thumbnail pixels that a mask may seem shifted by
-# no mask of GlaS, CamVid, ISIC-2017 and the drawn histology, 2,600 of them, meets what a suspicion takes
+# set on GlaS, CamVid, the training images of ISIC-2017 and the drawn histology so that none of 2,978 masks is suspected
 POOR = 0.45  # share that a mask which lies well mostly explains more of; or half of what the others do
 GAIN, FACTOR = 0.3, 1.7  # what the other lay explains more, by difference and by factor
 LIKE = 0.6  # of what the set's masks usually explain
@@ -88,19 +88,16 @@ def chunks(records):
 
 def stacked(records):
     """Thumbnails (N, SIDE, SIDE, 3) and masks (N, SIDE, SIDE)."""
-    return (
-        np.stack([np.broadcast_to(r.thumb, (SIDE, SIDE, 3)) for r in records]),
-        np.stack([r.mask_thumb for r in records]),
-    )
+    return np.stack([r.thumb for r in records]), np.stack([r.mask_thumb for r in records])
 
 
 def at_rest(thumbs, masks):
     """(N,): what `explained` gives without a shift."""
     colours = thumbs.reshape(len(thumbs), -1, thumbs.shape[-1]).astype(np.float32)
     colours -= colours.mean(1, keepdims=True)
-    flat, found = masks.reshape(len(masks), -1), np.zeros(len(masks), np.float32)
-    for value in np.unique(masks):
+    flat, found = masks.reshape(len(masks), 1, -1), np.zeros(len(masks), np.float32)
+    for value in np.flatnonzero(np.bincount(masks.ravel(), minlength=256)):
         member = (flat == value).astype(np.float32)
-        sums = np.einsum("np,npc->nc", member, colours)
-        found += (sums**2).sum(1) / np.maximum(member.sum(1), 1)
+        sums = (member @ colours)[:, 0]
+        found += (sums**2).sum(1) / np.maximum(member.sum((1, 2)), 1)
     return found / np.maximum((colours**2).sum((1, 2)), 1e-6)

@@ -5,7 +5,6 @@ import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from hashlib import sha256
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from data.doctor.alignment import misaligned
 from data.doctor.files import ANYWAY, FILE, LISTING, NO_NUMBERS, harmless, look
 from data.doctor.fixes import FIXES
 from data.doctor.pixels import IMAGE, MASK, PAIR, other_colours, spoilt, undeclared
-from data.doctor.sets import SET, SIDE, Record
+from data.doctor.sets import SET, SIDE, Record, digest
 from experiments.command_line.process import stop_if_asked
 from experiments.errors import Refused
 from experiments.store import Item, Splits
@@ -100,8 +99,8 @@ def _read(name, split, position, classes, users):
             add(kind, item.image, found[kind])
         colours = image[..., :3] if image.shape[-1] > 2 else image[..., 0]
         thumb = np.asarray(Image.fromarray(colours).resize((SIDE, SIDE), Image.Resampling.BOX))
-        record.thumb = thumb if thumb.ndim == 3 else thumb[..., None]
-        record.size, record.digest = image.shape[:2], sha256(np.ascontiguousarray(image)).digest()
+        record.thumb = thumb if thumb.ndim == 3 else thumb[..., None].repeat(3, -1)
+        record.size, record.digest = image.shape[:2], digest(image)
     if mask is not None:
         fits = True
         if image is not None:
@@ -128,7 +127,7 @@ def _check_values(record, mask, classes, add, fits):
         add(kind, path, found)
     if record.counts is not None and fits:
         record.mask_thumb = mask[_middles(mask.shape)]
-        record.mask_digest = sha256(np.ascontiguousarray(mask)).digest()
+        record.mask_digest = digest(mask)
 
 
 @cache

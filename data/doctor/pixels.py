@@ -12,7 +12,7 @@ CUT_OFF = 0.5  # share of 255 from which an image of 16 bits was read by cutting
 
 def one_colour(image):
     first = image[0, 0]
-    same = (image[0] == first).all() and (image == first).all()
+    same = first.tolist() == image[-1, -1].tolist() and (image == first).all()
     return f"every pixel is {', '.join(map(str, first.tolist()))}" if same else ""
 
 
