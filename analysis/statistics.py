@@ -149,7 +149,9 @@ def compare(frame, baseline="random", margin=0.0, metric="test.dice", cost="imag
     ends = endpoints(frame, metric, cost)
     rows = [row for _, group in ends.groupby("dataset") for row in _compare_one(group, baseline, margin, alpha)]
     if all(row["runs"] < 2 for row in rows if row["label"] != baseline):
-        raise Refused(f"Two runs are needed that {baseline} and another method share, measured at the same budgets.")
+        raise Refused(
+            f"Two runs are needed, three for a verdict, that {baseline} and another method share at the same budgets."
+        )
     return pd.DataFrame(rows).reindex(columns=REPORTED)
 
 
