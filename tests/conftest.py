@@ -47,11 +47,16 @@ def command(*words, cwd, **updates):
 
 
 @contextmanager
-def components_folders(writing=False):
+def components_folders(writing=False, held=[]):  # noqa: B006  what this process holds already
     """Tests put files into heuristics/ and its like: who writes some is alone, who reads all waits for that."""
     with open(Path(tempfile.gettempdir(), f"askmask_components_{os.getuid()}.lock"), "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if writing else fcntl.LOCK_SH)
-        yield
+        if not held:
+            fcntl.flock(file, fcntl.LOCK_EX if writing else fcntl.LOCK_SH)
+        held.append(file)
+        try:
+            yield
+        finally:
+            held.remove(file)
 
 
 @pytest.fixture
