@@ -36,6 +36,7 @@ PROMISES = {
     "dataset": (("CLASSES", "CHANNELS", "IGNORE"), ("load",)),
     "model": (("MEAN", "STD"), ("build",)),
 }
+PATHS = ("_dir", "root", "weights", "file")  # how the names of settings end that name a file or a folder
 
 
 def names(entry):
@@ -133,7 +134,9 @@ def broken(error, entry, name):
 def source_files():
     """Every Python file and preset of this project, sorted."""
     folders = ("experiments", "heuristics", "models", "analysis")
+    commands = [path.parent for path in (ROOT / "data").glob("*/__init__.py")]  # the other folders there are raw data
     found = [ROOT / "active.py", *(ROOT / "data").glob("*.py"), *PRESETS.glob("*.yaml")]
+    found += [path for folder in commands for path in folder.glob("*.py")]
     found += [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     return sorted(path for path in found if path.is_file())
 

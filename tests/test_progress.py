@@ -107,7 +107,7 @@ def test_every_line_of_a_log_but_the_result_has_a_clock(smoke, tmp_path, capsys)
     assert len(lines) >= 6 and all(re.match(CLOCK, line) for line in lines)
     assert result == str(tmp_path / "results" / "bald_0.npy")
     assert re.search(
-        r"cycle 0/1: 2 images labelled, test Dice \S+, \d+ s so far, about \d+ s left$", "\n".join(lines), re.M
+        r"cycle 0/1: 2 images labelled, test Dice \S+, \d+ s so far(, about \d+ s left)?$", "\n".join(lines), re.M
     )
     assert b"so far" not in ledger_bytes(tmp_path / "results")
 
@@ -140,7 +140,7 @@ def test_the_errors_of_allocators_are_known(allocate):
         (augment, "crops", ["cycle 0/1, training on 2", "trainer.batch"]),
         (store.Store, "batches", ["cycle 0/1, training on 2", "trainer.batch"]),
         (metrics, "calibration_bins", ["cycle 0/1, testing", "evaluation.batch"]),
-        (bald, "uncertainty", ["cycle 0/1, scoring the pool", "prediction.batch"]),
+        (bald, "uncertainty", ["scoring the pool", "prediction.batch"]),
     ],
 )
 def test_memory_that_runs_out_is_one_line(smoke, monkeypatch, module, name, said, allocate):

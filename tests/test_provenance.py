@@ -41,7 +41,7 @@ def age(file, change=lambda start: None):
 
 def test_the_first_event_says_what_the_run_was_made_with(undisturbed):
     made = events(undisturbed)[0]["made"]
-    assert made["versions"].keys() == {"python", "torch", "numpy", "baal", "monai", "sacred"}
+    assert made["versions"].keys() == {"python", "torch", "numpy", "baal", "kornia", "monai", "sacred"}
     assert made["versions"]["torch"] == torch.__version__ and made["versions"]["numpy"] == np.__version__
     assert (made["threads"], made["device"], made["precision"]) == (1, "cpu", "float32")
     assert re.fullmatch("[0-9a-f]{64}", made["sources"])

@@ -22,7 +22,7 @@ from experiments import settings
 from experiments.command_line import words
 from experiments.command_line.address import UNKNOWN, of_option, without_credentials
 from experiments.command_line.process import drop_unwritable_output, refusal, signals_noted
-from experiments.components import FOLDERS, PRESETS, ROOT, allowed, defaults, load, names, source_files
+from experiments.components import FOLDERS, PATHS, PRESETS, ROOT, allowed, defaults, load, names, source_files
 from experiments.errors import Refused, Terminated, hint, listed, shown
 
 # what Sacred logs and our own lines say better, or the user has asked for with runs_dir=""
@@ -31,7 +31,6 @@ SETTINGS.CAPTURE_MODE = "sys"  # capturing file descriptors would hide the termi
 # Sacred would run what stands in a file or a typed value: jsonpickle's, pickle's and YAML's objects
 arg_parser._convert_value = words.literal
 ingredient.load_config_file = initialize.load_config_file = settings.read
-PATHS = ("_dir", "root", "weights", "file")  # how the names of settings end that name a file or a folder
 
 
 class SelectiveExperiment(Experiment):
