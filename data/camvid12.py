@@ -7,23 +7,11 @@ The files and settings are those of `dataset=camvid`, whose terms and citation h
 
 from sacred import Ingredient
 
+from data import camvid
 from data.camvid import ALLOWED, CHANNELS, HAS, HEADLINE, read_folder  # noqa: F401  a dataset has these
 from experiments.store import IGNORE  # noqa: F401  a dataset has this
 
-CLASSES = (
-    "sky",
-    "building",
-    "pole",
-    "road",
-    "pavement",
-    "tree",
-    "sign",
-    "fence",
-    "car",
-    "pedestrian",
-    "cyclist",
-    "void",
-)
+CLASSES = (*camvid.CLASSES, "void")
 
 ingredient = Ingredient("camvid12")
 

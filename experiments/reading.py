@@ -199,6 +199,18 @@ def resized(image, factor, smooth):
     return image.resize(size, Image.Resampling.BILINEAR if smooth else Image.Resampling.NEAREST)
 
 
+def outlines(numbers):
+    """(outline, between), both (H, W) bool: pixels that differ from a neighbour, and those of a value between two."""
+    numbers = numbers.astype(np.int32)
+    outline, between = np.zeros(numbers.shape, bool), np.zeros(numbers.shape, bool)
+    for lines, edge, middle in ((numbers, outline, between), (numbers.T, outline.T, between.T)):
+        steps = np.sign(np.diff(lines, axis=0))
+        edge[1:] |= steps != 0
+        edge[:-1] |= steps != 0
+        middle[1:-1] |= steps[1:] * steps[:-1] > 0
+    return outline, between
+
+
 def refuse_averaged(numbers, path):
     """Raise BadData if a mask of numbered objects (H, W) was resized by averaging, which invents numbers at outlines.
 
@@ -206,13 +218,7 @@ def refuse_averaged(numbers, path):
     as they are drawn, or resized by nearest neighbour, have next to none, wherever they touch and however small they
     are. With the numbers 0, 1 and 2 alone averaging leaves little trace, and does little harm.
     """
-    numbers = numbers.astype(np.int16)
-    outline, between = np.zeros(numbers.shape, bool), np.zeros(numbers.shape, bool)
-    for lines, edge, middle in ((numbers, outline, between), (numbers.T, outline.T, between.T)):
-        steps = np.sign(np.diff(lines, axis=0))
-        edge[1:] |= steps != 0
-        edge[:-1] |= steps != 0
-        middle[1:-1] |= steps[1:] * steps[:-1] > 0
+    outline, between = outlines(numbers)
     if between.sum() > max(8, AVERAGED * outline.sum()):
         found = ", ".join(map(str, np.unique(numbers[between])[:6]))
         raise BadData(

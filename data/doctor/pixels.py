@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.reading import AVERAGED
+from experiments.reading import AVERAGED, outlines
 from experiments.store import IGNORE
 
 CUT_OFF = 0.5  # share of 255 from which an image of 16 bits was read by cutting off what 8 cannot hold
@@ -37,13 +37,7 @@ def is_interpolated(mask, classes, values):
     if not other:
         return ""
     strange = ~np.isin(mask, [*range(len(classes)), IGNORE])
-    whole = mask.astype(np.int32)
-    between, outline = np.zeros(mask.shape, bool), np.zeros(mask.shape, bool)
-    for lines, edge, middle in ((whole, outline, between), (whole.T, outline.T, between.T)):
-        steps = np.sign(np.diff(lines, axis=0))
-        edge[1:] |= steps != 0
-        edge[:-1] |= steps != 0
-        middle[1:-1] |= steps[1:] * steps[:-1] > 0
+    outline, between = outlines(mask)
     count, share = int((strange & between).sum()), (strange & between).sum() / max(1, outline.sum())
     if len(other) > 1 and count > 8 and share > AVERAGED:
         return f"{share:.0%} of its outlines lie between the values on both sides ({_few(other)})"
