@@ -268,7 +268,7 @@ def train_and_test(state, cycle):
             "evaluated",
             cycle,
             images=len(labelled),
-            **cost(state.train.mask(i) for i in labelled),
+            **cost((state.train.mask(i) for i in labelled), state.train.foreground.start),
             pool=int(state.active.n_unlabelled),
             metrics={f"test.{k}": v for k, v in scalars.items()} | {f"val.{k}": v for k, v in seen.items()},
             held_out=[state.train.ids[i] for i in weights.held_out(state)],
@@ -283,9 +283,12 @@ def train_and_test(state, cycle):
     return publish(state, cycle, event)
 
 
-def cost(masks):
-    """What labelling these masks (H, W) took: pixels, pixels of the foreground, length of boundaries in pixel edges."""
-    costs = [(m.numel(), ((m > 0) & (m != IGNORE)).sum().item(), metrics.boundary(m)) for m in masks]
+def cost(masks, first):
+    """What labelling these masks (H, W) took: pixels, pixels of the foreground, length of boundaries in pixel edges.
+
+    `first` is the first class that is foreground.
+    """
+    costs = [(m.numel(), ((m >= first) & (m != IGNORE)).sum().item(), metrics.boundary(m)) for m in masks]
     sums = map(sum, zip((0, 0, 0), *costs, strict=True))
     return dict(zip(("pixels", "foreground", "boundary"), sums, strict=True))
 

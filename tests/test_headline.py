@@ -8,10 +8,13 @@ from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
+import torch
 
 from analysis import plots, report, runs, statistics
+from experiments import steps
 from experiments.components import ROOT
 from experiments.errors import BadData, Refused
+from experiments.store import IGNORE, foreground
 
 SHAPES = '''"""Shapes: drawn squares, 1 in every image and 2 in few, for tests."""
 
@@ -155,3 +158,10 @@ def test_validation_without_foreground_cannot_choose_weights_by_dice(shapes, tmp
     with pytest.raises(Refused, match="None of the 4 validation images .* trainer.select_by=miou .*: use loss"):
         shapes(tmp_path, **{"zz_shapes.masks": "empty val", "trainer.select_by": "miou"})
     shapes(tmp_path, **{"zz_shapes.masks": "empty val", "cycles": 0, "trainer.select_by": "loss"})
+
+
+def test_foreground_is_counted_as_the_dataset_has_it():
+    """Where no class is called background the first one is paid for too; what is ignored never is."""
+    mask = torch.tensor([[0, 1, 2], [IGNORE, 0, 1]], dtype=torch.uint8)
+    for classes, expected in ((("background", "a", "b"), 3), (("sky", "a", "b"), 5)):
+        assert steps.cost([mask], foreground(classes).start)["foreground"] == expected
