@@ -1,6 +1,7 @@
 """What the tests share: a small phantom, drawn once, runs of the smoke preset on it, and a real mongod."""
 
 import fcntl
+import importlib
 import importlib.util
 import json
 import os
@@ -66,11 +67,18 @@ def settled_components():
         yield
 
 
-@pytest.fixture
-def own_component():
-    """This test may put a component into the folders."""
+@contextmanager
+def own_file(file, text):
+    """A component of the test's own in one of the folders, gone afterwards."""
     with components_folders(writing=True):
-        yield
+        assert not file.exists()
+        try:
+            file.write_text(text)
+            importlib.invalidate_caches()
+            yield file
+        finally:
+            file.unlink()
+            sys.modules.pop(".".join(file.relative_to(ROOT).with_suffix("").parts), None)
 
 
 def free_port():

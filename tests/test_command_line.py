@@ -1,6 +1,5 @@
 """What a person types: wrong words are refused in one line, right ones do what they say and nothing twice."""
 
-import importlib
 import shutil
 import signal
 import subprocess
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, command, events, ledger_bytes, settings
+from conftest import ROOT, command, events, ledger_bytes, own_file, settings
 from PIL import Image
 
 from data import phantom
@@ -301,21 +300,13 @@ def uncertainty(prediction, power):
 '''
 
 
-@pytest.mark.usefixtures("own_component")
 def test_own_heuristic_is_one_file(smoke, tmp_path):
     assert len(MINE.splitlines()) <= 20
-    file = ROOT / "heuristics" / "zz_mine.py"
-    assert not file.exists()
-    try:
-        file.write_text(MINE)
-        importlib.invalidate_caches()
+    with own_file(ROOT / "heuristics" / "zz_mine.py", MINE):
         run = smoke(**{"heuristic": "zz_mine", "zz_mine.power": 2.0})
         smoke(heuristic="zz_mine", label="weak")
         with pytest.raises(Refused, match="Did you mean zz_mine.power"):
             smoke(**{"heuristic": "zz_mine", "zz_mine.powr": 2.0})
-    finally:
-        file.unlink()
-        sys.modules.pop("heuristics.zz_mine", None)
     assert run.config["zz_mine"] == {"power": 2.0}
     strong, weak = (events(tmp_path / "results", label)[2]["queries"] for label in ("zz_mine", "weak"))
     assert all(0 < q["score"] <= 0.25 and q["rank"] == i for i, q in enumerate(strong))

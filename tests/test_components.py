@@ -1,7 +1,6 @@
 """A component's file that is broken is said with its line, before training, and disturbs nobody else's run."""
 
 import contextlib
-import importlib
 import json
 import os
 import subprocess
@@ -9,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, command, components_folders, ledger_bytes, settings
+from conftest import ROOT, command, ledger_bytes, own_file, settings
 
 from experiments import catalogue
 from experiments.acquisition import trial
@@ -93,19 +92,9 @@ WRONG = [
 ]
 
 
-@contextlib.contextmanager
 def component(entry, text):
     """A file zz_broken.py in the folder of this entry, gone afterwards."""
-    file, module = file_of(entry, "zz_broken"), f"{FOLDERS[entry]}.zz_broken"
-    assert not file.exists()
-    with components_folders(writing=True):
-        try:
-            file.write_text(text)
-            importlib.invalidate_caches()
-            yield
-        finally:
-            file.unlink()
-            sys.modules.pop(module, None)
+    return own_file(file_of(entry, "zz_broken"), text)
 
 
 @pytest.fixture

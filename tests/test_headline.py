@@ -1,14 +1,13 @@
 """The measure that a dataset states judges its runs everywhere, and masks that cannot be measured are told before."""
 
-import importlib
 import io
 import json
-import sys
 from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
 import torch
+from conftest import own_file
 
 from analysis import plots, report, runs, statistics
 from experiments import steps
@@ -64,13 +63,8 @@ def shapes(experiment, tmp_path_factory):
             made = experiment.run(config_updates=tiny | {"evaluation.passes": 1} | updates)
         return made, printed.getvalue()
 
-    try:
-        file.write_text(SHAPES)
-        importlib.invalidate_caches()
+    with own_file(file, SHAPES):
         yield run
-    finally:
-        file.unlink()
-        sys.modules.pop("data.zz_shapes", None)
 
 
 @pytest.fixture(scope="module")
