@@ -7,10 +7,11 @@ import json
 import os
 from pathlib import Path
 
-from experiments import evaluation, steps
+from experiments import steps
 from experiments.acquisition import prediction, querying, selection
 from experiments.command_line.experiment import SelectiveExperiment
 from experiments.errors import Refused
+from experiments.evaluation import evaluation
 from experiments.records.ledger import CEILING
 from experiments.records.observers import observers
 from experiments.records.sacred_record import keep_output

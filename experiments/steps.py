@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import evaluation, metrics
 from experiments.acquisition import needs, querying, showing, trial
 from experiments.components import PRESETS, load, written
 from experiments.errors import Refused
+from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling, memory_explained
 from experiments.randomness import generator, key

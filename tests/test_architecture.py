@@ -18,7 +18,7 @@ ORDER = [
     ["experiments.evaluation", "experiments.catalogue", "experiments.sync", "experiments.omniboard"],
     ["experiments.acquisition"],
     ["experiments.records"],
-    ["experiments.store", "experiments.metrics"],
+    ["experiments.store", "experiments.evaluation.metrics"],
     ["experiments.network"],
     ["experiments.command_line.experiment"],
     ["experiments.components"],
