@@ -6,6 +6,7 @@ import math
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,7 +27,7 @@ from experiments.records.files import write
 from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
-from experiments.store import IGNORE, Splits, Store, refuse_ignored_foreground
+from experiments.store import IGNORE, Splits, Store, cache, refuse_ignored_foreground
 from experiments.training import trainer, weights
 
 
@@ -117,8 +118,9 @@ def prepare(config, run, components, usual):
             check_compiling(f"{part}.compiled")
     splits = find_images(config, components)
     place = config["seed"], splits.name
+    make_store = partial(Store, device=device, classes=splits.classes)
     with memory_explained(lambda: "reading the images"):
-        stores = [split and Store(split, device, classes=splits.classes) for split in splits[:3]]
+        stores = cache.read(splits, components["dataset"], config["cache_dir"], make_store)
     train, val, test = stores
     for annotated in filter(None, (val, test)):
         annotated.label(range(len(annotated)))

@@ -17,7 +17,7 @@ ORDER = [
     ["experiments.training"],
     ["experiments.evaluation", "experiments.catalogue", "experiments.sync", "experiments.omniboard"],
     ["experiments.acquisition"],
-    ["experiments.records"],
+    ["experiments.records", "experiments.store.cache"],
     ["experiments.store", "experiments.evaluation.metrics"],
     ["experiments.network"],
     ["experiments.command_line.experiment"],
