@@ -15,7 +15,7 @@ from sacred import Ingredient
 
 from data._pairs import as_part, list_items, tiles, told
 from data._splits import deal, read_list
-from data._values import propose, read_mask, read_meaning, spelled
+from data._values import propose, read_mask, read_meaning, read_original, spelled
 from experiments.errors import BadData, Refused
 from experiments.reading import pixels, resized
 from experiments.settings import Range
@@ -93,6 +93,7 @@ def load(rng, root, images, masks, image_pattern, mask_pattern, several, classes
             read_image, channels=channels, black=black, white=white, percentile=percentile, resize=resize
         ),
         read_mask=partial(read_mask, ranges=ranges, snap=snap, resize=resize),
+        read_original=partial(read_original, ranges=ranges, snap=snap),
     )
     return Splits(
         made(train),

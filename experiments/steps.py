@@ -66,6 +66,7 @@ def check(config, components, usual):
     say(f"Dataset {config['dataset']}: {about}")
     metrics.headline(components["dataset"])
     splits = find_images(config, components)
+    evaluation.check_test(splits.test, config["dataset"])
     needs.check(config, components, splits)
     trial.check(config, components, splits)
     size, start = len(splits.train), config["start"]
@@ -180,7 +181,7 @@ def print_summary(config, run, components, splits, test, classes, made):
     if getattr(components["heuristic"], "JOINT", False):
         say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
     if test:
-        constant = evaluation.constant_answer(test, classes, splits.headline)
+        constant = evaluation.constant_answer(test, classes, measure=splits.headline)
         run.info["constant_dice"] = constant
         if constant is None:
             what = f"None of the {len(test)} test images has a pixel of a foreground class"

@@ -446,3 +446,21 @@ def test_tiles_cover_an_image_and_stay_on_its_side(tmp_path):
     assert "2 validation and test masks hold the values 0 (" in refusal(tmp_path, tile=32)
     save(tmp_path / "masks/s3.png", whole["s3"][1].T)
     assert "s3.png is 50 x 103, its image 103 x 50" in refusal(tmp_path, **given)
+
+
+def test_masks_of_tiles_are_read_at_the_files_size_too(tmp_path):
+    """The tiles of a file are all of it, whatever the images are scaled by."""
+    values = np.random.default_rng(0).integers(0, 2, (37, 53)).astype(np.uint8)
+    for n in range(4):
+        for place, drawn in (("images", values * 200), ("masks", values)):
+            (tmp_path / place).mkdir(exist_ok=True)
+            Image.fromarray(drawn).save(tmp_path / place / f"{n}.png")
+    for resize, tile in ((0.6, 16), (1.0, 16), (0.5, 0), (2.0, 40)):
+        split = load(tmp_path, classes="a,b", resize=resize, tile=tile).test
+        parts = [split.read_original(item.mask) for item in split.items if item.source == split.items[0].source]
+        if tile:
+            rows = {}
+            for item, part in zip(split.items, parts, strict=False):
+                rows.setdefault(item.id.split("_")[1], []).append(part)
+            parts = [np.vstack([np.hstack(row) for row in rows.values()])]
+        assert np.array_equal(parts[0], values)
