@@ -69,13 +69,16 @@ def deal(items, lists, shares, rng, name):
     return [[items[position] for position in parts[part]] for part in ("train", "val", "test")]
 
 
-def draw(items, positions, wanted, rng, part):
-    """(drawn, others) of these positions: whole sources until `wanted` images are reached, at least one source."""
+def draw(items, positions, wanted, rng, part, remedy=""):
+    """(drawn, others) of these positions: whole sources until `wanted` images are reached, at least one source.
+
+    Raises Refused, with the `remedy`, where there is but one source.
+    """
     sources = sorted({items[position].source for position in positions}, key=lambda text: natural((text,)))
     if len(sources) < 2:
         raise Refused(
-            f"{part} cannot be drawn, for the images left to learn from are all of one source, {sources[0]}: set "
-            f"folder.{part}=0, folder.{part}_file=... or, to split a stack, folder.source='(.*)'."
+            f"{part} cannot be drawn, for the images left to learn from are all of one source, {sources[0]}: "
+            + (remedy or f"set folder.{part}=0, folder.{part}_file=... or, to split a stack, folder.source='(.*)'.")
             if sources
             else f"{part} cannot be drawn: no training images are left."
         )
