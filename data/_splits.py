@@ -9,6 +9,32 @@ from experiments.errors import Refused
 from experiments.randomness import generator
 from experiments.reading import read_text
 
+NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}  # of folders
+ENDINGS = ("annot", "_annotations", "_labels", "_masks")  # of the folder of masks beside train
+
+
+def official(root, images, masks):
+    """{part: (its images' folder, its masks')} where a root holds them apart in folders called train, val and test.
+
+    These hold images/ and masks/ each, or lie in both of these, or the masks beside the images, or in trainannot and
+    its like. {} where the images' folder has none of them, or there is no train.
+    """
+    within = [lambda name: (root / images / name, root / masks / name)]
+    apart = [
+        lambda name: (root / name / images, root / name / masks),
+        *(lambda name, end=end: (root / name, root / f"{name}{end}") for end in ENDINGS),
+        lambda name: (root / name, root / name),
+    ]
+    for places in within if (root / images).is_dir() and images != "." else apart:
+        found = {part: places(name) for part, names in NAMES.items() for name in names if places(name)[0].is_dir()}
+        if "train" in found and found["train"][1].is_dir():
+            return found
+    return {}
+
 
 def read_list(root, file, items):
     """Positions in `items` that a list names, in its order: an id, or a path that ends in an image's, in each line."""
