@@ -29,9 +29,10 @@ def official(root, images, masks):
         *(lambda name, end=end: (root / name, root / f"{name}{end}") for end in ENDINGS),
         lambda name: (root / name, root / name),
     ]
-    for places in within if (root / images).is_dir() and images != "." else apart:
+    layouts = within if (root / images).is_dir() and images != "." else apart
+    for places in layouts:
         found = {part: places(name) for part, names in NAMES.items() for name in names if places(name)[0].is_dir()}
-        if "train" in found and found["train"][1].is_dir():
+        if "train" in found and (places is layouts[0] or found["train"][1].is_dir()):
             return found
     return {}
 

@@ -122,7 +122,7 @@ def list_parts(root, places, apart, image_pattern, mask_pattern, several, source
         return {"": list_items(*(root / place for place in places), *how)}
     held = {}
     for part, (images, masks) in apart.items():
-        if not masks.is_dir():
+        if part != "train" and not masks.is_dir():
             told(f"{masks} is no folder: the images of {images} have no masks, and are left out.")
             continue
         found = list_items(images, masks, *how)

@@ -509,7 +509,7 @@ def test_where_a_folder_is_missing_its_images_are_drawn_and_masks_left_out_are_t
     assert splits.test is None and len(splits.train) == 7
     assert "test/images have no masks, and are left out" in capsys.readouterr().out
     shutil.rmtree(tmp_path / "train/masks")
-    assert "images is no folder" in refusal(tmp_path, classes="a,b")
+    assert "train/masks is no folder" in refusal(tmp_path, classes="a,b")
 
 
 def test_lists_and_patterns_go_before_folders(tmp_path):
