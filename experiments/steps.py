@@ -27,7 +27,7 @@ from experiments.records.files import write
 from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
-from experiments.store import IGNORE, Splits, Store, cache, refuse_ignored_foreground
+from experiments.store import IGNORE, Splits, Store, cache, refuse_ignored_foreground, remarks
 from experiments.training import trainer, weights
 
 
@@ -130,6 +130,8 @@ def prepare(config, run, components, usual):
     size, classes = len(train), len(splits.classes)
     config, folder = resolve_counts(config, components, size), folder_of(config)
     print_summary(config, run, components, splits, test, classes, made)
+    for line in remarks.remarks(dict(zip(splits._fields, stores, strict=False)), splits.classes):
+        say(line)
     fingerprints = [store and store.fingerprint for store in stores]
     masks = {name: store and digest_masks(store, range(len(store))) for name, store in (("val", val), ("test", test))}
     with (
@@ -368,6 +370,8 @@ def conclude(state):
     """Hand the arrays to the observers and say where the result lies."""
     if not state.active.n_unlabelled and state.config["cycles"]:
         state.progress.line("Every image of the pool is labelled: the run ends here.")
+    for line in remarks.unlabelled_classes(state.train, state.splits.classes):
+        state.progress.line(line)
     paths = state.ledger.write_arrays()
     for path in paths:
         state.run.add_artifact(str(path), path.name)

@@ -26,6 +26,7 @@ from hashlib import sha256
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ class Store:
         self.mask_pixels = np.zeros(256, dtype=np.int64)
         self.ids, self.groups = split.ids, split.groups
         images = tqdm(read_ahead(split), "reading images", len(split), leave=False, disable=None, delay=1)
-        self.pixels, sizes, self.fingerprint = _flat(images, self.device, memory)
+        self.pixels, sizes, self.sums, self.fingerprint = _flat(images, self.device, memory)
         self.sizes = sizes
         self.least = tuple(map(min, zip(*sizes, strict=True)))  # height and width that every image has
         self.starts = [0, *accumulate(h * w for h, w in sizes)]
@@ -246,8 +247,8 @@ def read_ahead(split, window=32):
 
 
 def _flat(images, device, memory):
-    """Decode into one (P, channels) uint8 tensor; also the sizes and a sha256 of every byte."""
-    sizes, parts, digest, spill = [], [], sha256(), None
+    """Decode into one (P, channels) uint8 tensor; also each image's size and check sum, and a sha256 of every byte."""
+    sizes, sums, parts, digest, spill = [], [], [], sha256(), None
     held = 0
     for image in images:
         stop_if_asked()
@@ -255,6 +256,7 @@ def _flat(images, device, memory):
         sizes.append(image.shape[:2])
         digest.update(repr(image.shape).encode())
         digest.update(flat)
+        sums.append(crc32(flat))
         parts.append(flat)
         held += flat.nbytes
         if held > memory:
@@ -269,7 +271,7 @@ def _flat(images, device, memory):
         pixels = torch.from_numpy(np.concatenate(parts))
         if device.type != "cuda" or pixels.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
             pixels = pixels.to(device)
-    return pixels, sizes, digest.hexdigest()
+    return pixels, sizes, sums, digest.hexdigest()
 
 
 def _ignored(pixels, memory):
