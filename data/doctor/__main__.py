@@ -17,6 +17,7 @@ from data.doctor.pairs import paired
 from data.doctor.sets import by_kind
 from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
+from experiments.reading import files_of
 from experiments.records.files import write
 
 MANY = 40  # faults from which a table by kind is printed
@@ -64,7 +65,7 @@ def parse(words):
 
 def common(splits):
     """The folder that all files lie in."""
-    return os.path.commonpath([os.path.dirname(i.image) for s in splits[:3] if s for i in s.items])
+    return os.path.commonpath([os.path.dirname(files_of(i.image)[0]) for s in splits[:3] if s for i in s.items])
 
 
 def lines(faults):

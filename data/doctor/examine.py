@@ -18,6 +18,7 @@ from data.doctor.pixels import IMAGE, MASK, PAIR, other_colours, spoilt, undecla
 from data.doctor.sets import SET, SIDE, Record, digest
 from experiments.command_line.process import stop_if_asked
 from experiments.errors import Refused
+from experiments.reading import files_of
 from experiments.store import Item, Splits
 
 TOGETHER = 32  # images that a thread reads at a time
@@ -44,9 +45,13 @@ def examine(splits: Splits, classes, root):
     `classes` names the values that masks may hold, () for any; `root` is the folder that all files should lie in.
     """
     named = {name: split for name, split in zip(("train", "val", "test"), splits, strict=False) if split}
-    items = {name: split.items for name, split in named.items()}
+    files = {place: files_of(place) for split in named.values() for i in split.items for place in (i.image, i.mask)}
+    items = {
+        name: [item._replace(image=files[item.image], mask=files[item.mask]) for item in split.items]
+        for name, split in named.items()
+    }
     faults = [Fault(kind, path, found) for kind, check in LISTING.items() for path, found in check(items, root)]
-    users = Counter(item.image for part in items.values() for item in part)
+    users = Counter(path for part in items.values() for item in part for path in (*item.image, *item.mask))
     work = [
         (name, split, range(start, min(start + TOGETHER, len(split))))
         for name, split in named.items()
@@ -59,12 +64,13 @@ def examine(splits: Splits, classes, root):
         tqdm(total=total, desc="reading images and masks", leave=False, disable=None, delay=1) as bar,
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for part in workers.map(partial(_read_some, classes=classes, users=users), work):
+        for part in workers.map(partial(_read_some, classes=classes, files=files, users=users), work):
             stop_if_asked()
             bar.update(len(part))
             for record, found in part:
                 records.append(record)
                 faults += found
+    faults = list({(fault.kind, str(fault.path), fault.found): fault for fault in reversed(faults)}.values())[::-1]
     for kind, check in SETS.items():
         faults += [
             Fault(kind, _file_of(kind, record), found, tuple(r.item for r in (record, like) if r))
@@ -77,12 +83,12 @@ def _file_of(kind, record):
     return record.item.image if kind in ("copy", "near-duplicate") else record.item.mask
 
 
-def _read_some(work, classes, users):
+def _read_some(work, classes, files, users):
     name, split, positions = work
-    return [_read(name, split, position, classes, users) for position in positions]
+    return [_read(name, split, position, classes, files, users) for position in positions]
 
 
-def _read(name, split, position, classes, users):
+def _read(name, split, position, classes, files, users):
     """(Record, [Fault]) of one image and its mask."""
     item = split.items[position]
     record, faults = Record(name, item), []
@@ -90,8 +96,8 @@ def _read(name, split, position, classes, users):
     def add(kind, path, found):
         faults.append(Fault(kind, path, found, (item,)))
 
-    image = _opened(partial(split.__getitem__, position), item.image, "image", users, classes, add)
-    mask = _opened(partial(split.read_mask, item.mask), item.mask, "mask", users, classes, add)
+    image = _opened(partial(split.__getitem__, position), files[item.image], "image", users, classes, add)
+    mask = _opened(partial(split.read_mask, item.mask), files[item.mask], "mask", users, classes, add)
     if image is not None:
         found = {kind: found for kind, check in IMAGE.items() if (found := check(image))}
         record.flat = "one colour" in found
@@ -136,21 +142,24 @@ def _middles(size):
     return np.ix_(*((2 * np.arange(SIDE) + 1) * side // (2 * SIDE) for side in size))
 
 
-def _opened(read, path, role, users, classes, add):
-    """What `read()` gives, None where it cannot; faults of the file are added."""
+def _opened(read, files, role, users, classes, add):
+    """What `read()` gives, None where it cannot; faults of its files are added."""
     try:
         pixels = read()
         if role == "mask" and getattr(pixels, "ndim", 0) != 2:
             raise ValueError(f"its shape is {pixels.shape}")
     except UNREADABLE as error:
-        header = look(path, role, whole=True)
-        kind, found = next(((k, f) for k, check in FILE.items() if (f := check(header))), ("unreadable", ""))
+        headers = [look(path, role, whole=True) for path in files]
+        seen = ((k, header.path, f) for header in headers for k, check in FILE.items() if (f := check(header)))
+        kind, path, found = next(seen, ("unreadable", files[0], ""))
         if kind == "unreadable":
             found = " ".join(str(error).split()).removeprefix(f"{path} ")
             kind = "interpolated mask" if "resized by averaging" in found else kind
         add(kind, path, found)
         return None
-    if not harmless(path, role):
+    for path in files:
+        if harmless(path, role):
+            continue
         header = look(path, role)
         for kind in ANYWAY:
             if (found := FILE[kind](header)) and not (kind == "several pages" and users[path] > 1):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.doctor.files import SUFFIXES
 from data.doctor.sets import by_kind
-from experiments.reading import MAX_IMAGE, MAX_PIXELS, regular
+from experiments.reading import MAX_IMAGE, MAX_PIXELS, files_of, regular
 
 SHOWN = 12  # faults of a kind with pictures
 THUMB = 160  # pixels a side of a picture, at most
@@ -50,7 +50,7 @@ def page(name, images, faults):
 
 def pictures(fault):
     """data: addresses of the image, and of the mask in greys, of each item that a fault concerns, if they open."""
-    found = [(path, path == item.mask) for item in fault.items for path in (item.image, item.mask)]
+    found = [(files_of(place)[0], place == item.mask) for item in fault.items for place in (item.image, item.mask)]
     return [url for path, is_mask in found if (url := thumbnail(path, is_mask))]
 
 
