@@ -103,8 +103,10 @@ def _read(name, split, position, classes, files, users):
         record.flat = "one colour" in found
         for kind in found if not faults else ():
             add(kind, item.image, found[kind])
-        colours = image[..., :3] if image.shape[-1] > 2 else image[..., 0]
-        thumb = np.asarray(Image.fromarray(colours).resize((SIDE, SIDE), Image.Resampling.BOX))
+        colours = Image.fromarray(image[..., :3] if image.shape[-1] > 2 else image[..., 0])
+        steps = tuple(side // SIDE for side in colours.size)
+        even = colours.size == (steps[0] * SIDE, steps[1] * SIDE)
+        thumb = np.asarray(colours.reduce(steps) if even else colours.resize((SIDE, SIDE), Image.Resampling.BOX))
         record.thumb = thumb if thumb.ndim == 3 else thumb[..., None].repeat(3, -1)
         record.size, record.digest = image.shape[:2], digest(image)
     if mask is not None:
@@ -132,13 +134,15 @@ def _check_values(record, mask, classes, add, fits):
     if found:
         add(kind, path, found)
     if record.counts is not None and fits:
-        record.mask_thumb = mask[_middles(mask.shape)]
+        record.mask_thumb = mask[_middles(mask.shape)].copy()  # no view, which would keep the whole mask
         record.mask_digest = digest(mask)
 
 
 @cache
 def _middles(size):
     """Indices of SIDE x SIDE pixels of a mask of this size (H, W), evenly apart."""
+    if all(side % SIDE == 0 for side in size):
+        return tuple(slice(side // SIDE // 2, None, side // SIDE) for side in size)
     return np.ix_(*((2 * np.arange(SIDE) + 1) * side // (2 * SIDE) for side in size))
 
 

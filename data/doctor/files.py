@@ -40,10 +40,15 @@ class Header:
 def harmless(path, role):
     """Whether the first 64 bytes show an 8-bit PNG or BMP of the name's format: most files need no longer look."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(64)
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
+    try:
+        head = os.read(file, 64)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
     ending = os.path.splitext(path)[1].lower()
     if head[:4] == b"\x89PNG":
         return ending == ".png" and head[24] == 8 and head[25] in ((0, 2, 3) if role == "image" else (0, 2))
@@ -341,8 +346,9 @@ def split_source(splits, root):
         both = sorted(held[one].keys() & held[other].keys())
         count = sum(item.source in both for item in splits[other])
         if both:
-            said = f"{len(both)} sources ({', '.join(both[:8])}{' ...' if len(both) > 8 else ''})"
-            yield held[other][both[0]].image[0], f"{said} are in {one} and in {other}, there with {count} images"
+            said = f"{len(both)} source{'s' * (len(both) > 1)} ({', '.join(both[:8])}{' ...' if len(both) > 8 else ''})"
+            verb = "are" if len(both) > 1 else "is"
+            yield held[other][both[0]].image[0], f"{said} {verb} in {one} and in {other}, there with {count} images"
 
 
 LISTING = {
