@@ -157,7 +157,7 @@ def _opened(read, files, role, users, classes, add):
         seen = ((k, header.path, f) for header in headers for k, check in FILE.items() if (f := check(header)))
         kind, path, found = next(seen, ("unreadable", files[0], ""))
         if kind == "unreadable":
-            found = " ".join(str(error).split()).removeprefix(f"{path} ")
+            found = " ".join(str(error).split()).removeprefix(f"{path} ").rstrip(".")
             kind = "interpolated mask" if "resized by averaging" in found else kind
         add(kind, path, found)
         return None

@@ -21,7 +21,7 @@ PAGE = """<!doctype html>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse } td, th { text-align: left; padding: .2em 1em .2em 0; border-bottom: 1px solid #ddd }
-figure { display: inline-block; vertical-align: top; width: 21em; margin: 0 1em 1em 0 }
+figure { display: inline-block; vertical-align: top; width: 23em; margin: 0 1em 1em 0 }
 figcaption { font-size: 13px; overflow-wrap: anywhere } img { image-rendering: auto; margin-right: 4px }
 p { color: #555 }
 </style>
