@@ -42,7 +42,9 @@ def settings():
     patience = 0  # validations without a better value before training stops, 0 = never
     warm_start = False  # True: go on from the last cycle's weights instead of the first ones
     precision = "auto"  # float32, bfloat16, or auto: bfloat16 where the device is fast at it
-    compiled = False  # True: torch.compile, for GPUs, minutes once a run; the step's kernels are captured, too
+    # True: torch.compile, for GPUs. A step of 16 crops of 416 x 416 took an H100 22 ms instead of 38 (unet.width=16,
+    # bfloat16), after 67 s once a run
+    compiled = False
     deterministic = False  # True: bitwise equal runs on a GPU too, slower
 
 
