@@ -1,7 +1,6 @@
 """A finished run opened again: its last weights in its model, and what its images look like to it."""
 
 import warnings
-from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +57,8 @@ def open_run(folder, device="auto", threads=0):
     module = load("model", settings["model"])
     classes, channels = events[0]["classes"], channels_of(events[0])
     device = trainer.prepare(device=device, threads=threads, deterministic=False)
-    model = call(module.build, module, settings, channels=channels, classes=len(classes))
+    configure(module, settings)
+    model = module.build(channels=channels, classes=len(classes))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using `tqdm.autonotebook")  # baal's, when imported into a notebook
         model, _ = trainer.make_ready(model, module.MEAN, module.STD, device)
@@ -84,15 +84,16 @@ def splits_of(run, root=""):
     older = {dataset.ingredient.path: getattr(dataset, "BEFORE", {}) | run.data}
     rng = generator(run.settings["seed"], run.settings["dataset"], "split")
     place = {"root": root} if root else {}
-    return call(dataset.load, dataset, run.settings | older, rng=rng, **place).described(dataset)
+    configure(dataset, run.settings | older)
+    return dataset.load(rng=rng, **place).described(dataset)
 
 
-def call(function, module, settings, **given):
-    """Call a component's captured function outside a run, with its settings as a ledger recorded them."""
-    recorded = settings.get(module.ingredient.path, {})
-    check_settings(module, **{k: v for k, v in recorded.items() if k in defaults(module.ingredient)})
-    known = defaults(module.ingredient) | recorded | given
-    return function(**{name: known[name] for name in signature(function).parameters if name in known})
+def configure(module, settings):
+    """Give a file's captured functions its settings as Sacred does for a run: defaults for what is not there."""
+    recorded, known = settings.get(module.ingredient.path, {}), defaults(module.ingredient)
+    check_settings(module, **{name: value for name, value in recorded.items() if name in known})
+    for function in module.ingredient.captured_functions:
+        function.config = known | recorded
 
 
 def seen_size(size, data, scale=0.0):
