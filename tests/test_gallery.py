@@ -49,9 +49,7 @@ def test_strategies_that_train_and_lists_are_not_in_it():
 
 def test_the_images_shown_are_those_that_the_maps_rank_most_differently():
     entropy = load("heuristic", "entropy")
-    rows = [
-        Row("a", entropy, np.array([3.0, 2, 1, 0]), [], None),
-        Row("b", entropy, np.array([0.0, 2, 1, 3]), [], None),
-    ]
+    scores = {"a": [3.0, 2, 1, 0], "b": [0.0, 2, 1, 3]}
+    rows = [Row(name, entropy, np.array(of), [], None) for name, of in scores.items()]
     assert disputed(rows, 2) == [0, 3]
     assert disputed(rows[:1], 2) == [0, 1]
