@@ -206,6 +206,7 @@ def initial(state):
         )
         named = {
             "classes": state.splits.classes,
+            "channels": state.splits.channels,
             "test": state.test.ids if state.test else [],
             "constant_dice": state.run.info.get("constant_dice"),
             "headline": f"test.{state.splits.headline}",
