@@ -8,6 +8,8 @@ import numpy as np
 from analysis.ledgers import events_of
 from experiments.components import ROOT, defaults, load
 from experiments.errors import Refused
+from experiments.network import checkpoint
+from experiments.network.ready import make_ready
 from experiments.randomness import generator
 from experiments.records import ledger
 from experiments.training import trainer
@@ -74,8 +76,8 @@ def reopen(folder, root, device):
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using `tqdm.autonotebook")  # baal's, when imported into a notebook
-        model, _ = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)
-    model.load_state_dict(weights)
+        model, _ = make_ready(model, model_file.MEAN, model_file.STD, device)
+    checkpoint.load(model, weights)
     return model, model.get_submodule(model_file.LAYERS["bottleneck"]), images
 
 

@@ -19,6 +19,7 @@ from experiments.components import PRESETS, load, written
 from experiments.errors import Refused
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling, memory_explained
+from experiments.network.ready import make_ready
 from experiments.randomness import generator, key
 from experiments.records import ledger
 from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks
@@ -138,7 +139,7 @@ def prepare(config, run, components, usual):
             go_on(ledger, config, made, masks, {"val": val, "test": test})
         torch.manual_seed(key(*place, "weights") % 2**63)
         model = model_file.build(channels=splits.channels, classes=classes)
-        model, first = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)
+        model, first = make_ready(model, model_file.MEAN, model_file.STD, device)
         active = ActiveLearningDataset(range(size))
         gc.freeze()  # what was imported is no garbage: looking for some takes a tenth of the time
         try:

@@ -18,7 +18,7 @@ from experiments.errors import Refused
 from experiments.network import device, dropout
 from experiments.network.inference import Network, plan
 from experiments.network.joining import grown
-from experiments.training.trainer import make_ready
+from experiments.network.ready import make_ready
 from heuristics import bald, entropy, expected_entropy
 from heuristics.batches import stochastic, top
 

@@ -11,6 +11,7 @@ import torch
 
 from experiments.components import defaults
 from experiments.errors import Refused
+from experiments.network.ready import make_ready
 from experiments.store import IGNORE, Item, Split, Store
 from experiments.training import augment, trainer
 from experiments.training.losses import LOSSES
@@ -59,7 +60,7 @@ def make_store(seeds, labelled=None):
 
 def make_model(classes=2, p=0.1):
     torch.manual_seed(0)
-    return trainer.make_ready(UNet(3, classes, 2, p), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
+    return make_ready(UNet(3, classes, 2, p), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
 
 
 def fit(model, train, val=None, labelled=(0, 1), crop=SIDE, place=PLACE, **more):
@@ -200,7 +201,7 @@ def test_a_compiled_step_is_the_step_itself(settings):
     found = []
     for compiled in (False, True):
         settings(optimizer="sgd", lr=0.1, compiled=compiled)
-        model, first = trainer.make_ready(copy.deepcopy(network), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
+        model, first = make_ready(copy.deepcopy(network), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
         fit(model, make_store([0, 1, 2]), make_store([8]), labelled=(0, 1, 2))
         found.append(weights(model))
     assert not same(found[0], first)
@@ -380,7 +381,7 @@ def test_finish_normalises_by_mean_and_std():
     seen = []
     network = torch.nn.Sequential(torch.nn.Dropout(0.5))
     network.forward = lambda x: seen.append(x)
-    model, _ = trainer.make_ready(network, (0.5, 0.25, 0.0), (0.5, 1.0, 2.0), torch.device("cpu"))
+    model, _ = make_ready(network, (0.5, 0.25, 0.0), (0.5, 1.0, 2.0), torch.device("cpu"))
     model(torch.ones(1, 3, 2, 2))
     assert seen[0][0, :, 0, 0].tolist() == [1, 0.75, 0.5]
 
@@ -404,7 +405,7 @@ def test_a_weight_that_is_not_finite_is_refused_though_the_loss_is(settings, mon
     with pytest.raises(Refused, match=r"weights after epoch 1 are not finite .spare.: lower trainer\.lr"):
         fit(model, make_store([0, 1]), val and make_store(val))
     with pytest.raises(Refused, match="first weights are not finite .spare.: mend its file in models/"):
-        trainer.make_ready(model, (0.0,), (1.0,), torch.device("cpu"))
+        make_ready(model, (0.0,), (1.0,), torch.device("cpu"))
 
 
 def test_deterministic_runs_may_use_cublas(monkeypatch):

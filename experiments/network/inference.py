@@ -52,6 +52,8 @@ class Network:
                 self.keys.now, self.keys.shift = now, shift
                 with device.autocast(x.device, self.precision):
                     logits = self.rest(*rows)
+                for hook in self.model._forward_hooks.values():
+                    logits = hook(self.model, (x,), logits)
                 yield from logits.unflatten(0, (-1, len(x))) if len(logits) > len(x) else [logits]
         finally:
             self.keys.now, self.keys.shift, self.keys.bits = None, None, None

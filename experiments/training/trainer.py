@@ -11,7 +11,7 @@ from sacred import Ingredient
 from experiments import metrics
 from experiments.acquisition.prediction import pass_keys, predict, two_sided, winner
 from experiments.errors import Refused
-from experiments.network import checkpoint
+from experiments.network import checkpoint, ready
 from experiments.network.device import PRECISIONS, autocast, compiled_for, ran_out_of_memory
 from experiments.network.layers import layer_outputs
 from experiments.randomness import generator
@@ -94,24 +94,11 @@ def prepare(device, threads, deterministic):
     return chosen
 
 
-def make_ready(model, mean, std, device):
-    """Make `model` ready for [0, 1] images and keyed dropout: (model, its first weights)."""
-    from experiments.network.dropout import patch  # defines a module, so it needs torch at once
-
-    model.dropout_keys = patch(model)
-    if any(mean) or any(value != 1 for value in std):
-        shift, scale = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (mean, std))
-        model.register_forward_pre_hook(lambda module, inputs: ((inputs[0] - shift) / scale,))
-    model.to(device, memory_format=torch.channels_last)
-    checkpoint.refuse_not_finite(model.state_dict(), "The model's first weights", "mend its file in models/")
-    return model, {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
 @ingredient.capture
 def reset_weights(model, first, cycle, warm_start):
     """Put the first weights back before a cycle's training, unless a warm start goes on from the last ones."""
     if cycle == 0 or not warm_start:
-        model.load_state_dict(first)
+        checkpoint.load(model, first)
 
 
 @ingredient.capture
@@ -143,7 +130,7 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
         keys = pass_keys(place, f"train {epoch}", range(len(order)), 1)[0].to(train.device)
         shown = torch.from_numpy(order).to(train.device)
         total = torch.zeros((), device=train.device)
-        model.train()
+        ready.train(model)
         for part in np.array_split(np.arange(len(order)), steps):
             now = slice(int(part[0]), int(part[-1]) + 1)
             drawn = {k: v[now] for k, v in parameters.items()}
@@ -268,7 +255,7 @@ class Best:
         sign = -1 if self.select_by == "loss" else 1
         if not self.seen or sign * values[self.select_by] > sign * self.seen[self.select_by]:
             self.seen, self.waited = {**values, "epoch": epoch}, 0
-            state = self.model.state_dict()
+            state = checkpoint.kept(self.model)
             if self.kept is None:
                 self.kept = {name: tensor.clone() for name, tensor in state.items()}
             for name, tensor in state.items():
@@ -279,5 +266,5 @@ class Best:
     def restore(self):
         """Put the kept weights back; returns the validation values they had, {} without validation."""
         if self.kept is not None:
-            self.model.load_state_dict(self.kept)
+            checkpoint.load(self.model, self.kept)
         return self.seen
