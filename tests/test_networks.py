@@ -10,7 +10,9 @@ from experiments.errors import Refused
 from experiments.network import checkpoint
 from experiments.network.dropout import patch, sites
 from experiments.network.inference import Network
+from experiments.network.layers import layer_outputs
 from experiments.network.ready import make_ready, train
+from experiments.records.compare import refuse_other_origin
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 CPU = torch.device("cpu")
@@ -177,13 +179,32 @@ def test_a_checkpoint_holds_what_training_changes_once(tmp_path):
     moments |= {"encoder.1.num_batches_tracked", "norm.num_batches_tracked"}
     trained = {f"{part}.{name}" for part in ("body", "norm", "head") for name in ("weight", "bias")} | {"tied.bias"}
     assert first.keys() == trained | moments
-    assert checkpoint.frozen(model).keys() == {f"encoder.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
     save_file(checkpoint.kept(model), tmp_path / "weights.safetensors")
     other = HalfFrozen()
     other.encoder.load_state_dict(model.encoder.state_dict())
     checkpoint.load(other, load_file(tmp_path / "weights.safetensors"))
     with torch.inference_mode():
         torch.testing.assert_close(other.eval()(images()), model.eval()(images()))
+
+
+def test_a_ledger_knows_frozen_and_pretrained_weights_by_their_hashes(tmp_path):
+    model = HalfFrozen()
+    assert checkpoint.origin(nn.Conv2d(3, 2, 1)) == {}
+    (key,) = began = checkpoint.origin(model)
+    assert key == "frozen" and len(began[key]) == 64
+    with torch.no_grad():
+        model.head.weight.add_(1)
+        assert checkpoint.origin(model) == began
+        model.encoder[0].bias[0] += 1e-3
+    model.pretrained = {"weights.pth": "ab" * 32}
+    now = checkpoint.origin(model)
+    assert now["frozen"] != began["frozen"] and now["pretrained"] == {"weights.pth": "ab" * 32}
+    refuse_other_origin(tmp_path, {"queries": []} | now, now)
+    refuse_other_origin(tmp_path, {"queries": []}, {})
+    with pytest.raises(
+        Refused, match="began with other weights .frozen .*, pretrained.weights.pth None -> abababab.: put"
+    ):
+        refuse_other_origin(tmp_path, {"queries": []} | began, now)
 
 
 def test_a_frozen_batch_norm_keeps_its_statistics():
@@ -205,3 +226,31 @@ def test_weights_of_another_network_are_refused_by_their_first_differences():
     state = checkpoint.kept(model) | {"head.weight": torch.zeros(3, 4, 1, 1)}
     with pytest.raises(RuntimeError, match=r"^head.weight is \(3, 4, 1, 1\), not \(2, 4, 1, 1\)$"):
         checkpoint.load(model, state)
+
+
+class Nested(nn.Module):
+    """An encoder that gives a list, a trunk that gives a dict with a list, and a layer of tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.trunk, self.tokens, self.idle = (nn.Identity() for _ in range(4))
+        self.head = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        maps = self.encoder([x, F.avg_pool2d(x, 2)])
+        self.trunk({"maps": (maps[1], 2 * maps[0]), "sizes": [3, 4]})
+        self.tokens(x.flatten(2))
+        return self.head(x)
+
+
+def test_layers_that_put_out_lists_and_dicts_give_their_maps():
+    model, x = Nested(), images()
+    with layer_outputs(model, ["trunk", "encoder"]) as maps:
+        model(x)
+        half = F.avg_pool2d(x, 2)
+        for found, right in zip(maps(), [half, 2 * x, x, half], strict=True):
+            torch.testing.assert_close(found, right)
+    for path, said in (("tokens", r"puts out no map \(B, D, h, w\) but \(2, 3, 480\)"), ("idle", "takes no part")):
+        with pytest.raises(Refused, match=f"names {path}, which {said}"), layer_outputs(model, path) as maps:
+            model(x)
+            maps()
