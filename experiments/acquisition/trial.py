@@ -83,9 +83,11 @@ def refuse_large_crop(name, splits, image):
 def try_model(file, name, splits, image, window):
     """Let a model, built for this alone, see the image (H, W, channels) uint8 and train on two blank windows.
 
-    Says what it draws by itself, and returns whether its passes differ. torch's generator stays as it was.
+    Says what it draws by itself, and if no part of it can be shared by the passes. Returns whether its passes differ.
+    torch's generator stays as it was.
     """
     from experiments.network.dropout import sites  # defines a module, so it needs torch at once
+    from experiments.network.folding import traced
 
     classes, channels = len(splits.classes), splits.channels
     with torch.random.fork_rng(devices=[]), explained("model", name):
@@ -104,6 +106,8 @@ def try_model(file, name, splits, image, window):
         state = torch.get_rng_state()
         try_answers(file, model, torch.zeros(2, channels, *(min(side, TRAINED) for side in window)), classes)
         alone = not torch.equal(state, torch.get_rng_state())
+    if sites(model) and traced(model.eval()) is None:
+        say(f"model={name} cannot be looked into by torch.fx: every stochastic pass computes the whole network.")
     if alone:
         say(f"model={name} draws by functions of its own while it trains: stochastic passes leave that out.")
     return bool(sites(model))
