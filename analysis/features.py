@@ -4,6 +4,7 @@ import numpy as np
 
 from experiments.components import ROOT, defaults, load
 from experiments.errors import Refused
+from experiments.network.layers import layer_outputs
 from experiments.predict.opened import open_run, splits_of
 
 SIDE = 16  # of a thumbnail
@@ -23,10 +24,10 @@ def features(folder, root="", device="auto"):
 
     model, layer, images = reopen(folder, root, device)
     means, order, small = [], [], []
-    layer.register_forward_hook(lambda module, inputs, output: means.append(output.mean((2, 3)).cpu()))
-    with torch.inference_mode():
+    with torch.inference_mode(), layer_outputs(model, layer) as maps:
         for members, batch in images.batches(range(len(images)), size=4):
             model.eval()(floats(batch))
+            means.append(torch.cat([made.mean((2, 3)) for made in maps()], 1).cpu())
             small.append(thumbnails(batch))
             order += members
     back = np.argsort(order)
@@ -41,7 +42,7 @@ def thumbnails(images):
 
 
 def reopen(folder, root, device):
-    """(model with the last checkpoint, its bottleneck module, Store of the training images)."""
+    """(model with the last checkpoint, the path of its bottleneck, Store of the training images)."""
     from experiments.store import Store
 
     run = open_run(folder, device)
@@ -50,4 +51,4 @@ def reopen(folder, root, device):
     images = Store(splits_of(run, str(place)).train, run.device)
     if images.fingerprint != run.events[0]["data"][0]:
         raise Refused(f"The images in {place} are not those that {folder} learnt from: say where those are.")
-    return run.model, run.model.get_submodule(run.layers["bottleneck"]), images
+    return run.model, run.layers["bottleneck"], images

@@ -20,9 +20,10 @@ from experiments.errors import Refused
 from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling, memory_explained
+from experiments.network.ready import make_ready
 from experiments.randomness import generator, key
 from experiments.records import ledger
-from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks
+from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks, refuse_other_origin
 from experiments.records.files import write
 from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.progress import Progress, plan, say
@@ -47,6 +48,7 @@ class State:
     classes: int
     model: Any
     first_weights: dict  # the weights that every cycle starts from
+    origin: dict  # where those that were not drawn come from
     ledger: Ledger
     progress: Progress
     trained_cycle: int | None = None  # the cycle whose trained weights are in the model
@@ -140,11 +142,16 @@ def prepare(config, run, components, usual):
             go_on(ledger, config, made, masks, {"val": val, "test": test})
         torch.manual_seed(key(*place, "weights") % 2**63)
         model = model_file.build(channels=splits.channels, classes=classes)
-        model, first = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)
+        model, first = make_ready(model, model_file.MEAN, model_file.STD, device)
+        origin = checkpoint.origin(model)
+        if ledger.events:
+            refuse_other_origin(ledger.folder, ledger.events[0], origin)
         active = ActiveLearningDataset(range(size))
         gc.freeze()  # what was imported is no garbage: looking for some takes a tenth of the time
         try:
-            yield State(config, run, components, place, splits, *stores, active, classes, model, first, ledger, bar)
+            yield State(
+                config, run, components, place, splits, *stores, active, classes, model, first, origin, ledger, bar
+            )
         finally:
             gc.unfreeze()
 
@@ -210,6 +217,7 @@ def initial(state):
             "test": state.test.ids if state.test else [],
             "constant_dice": state.run.info.get("constant_dice"),
             "headline": f"test.{state.splits.headline}",
+            **state.origin,
         }
         event = state.ledger.append("start", queries=queries, **named)
     return event["queries"]

@@ -9,6 +9,7 @@ import torch
 
 from experiments.acquisition.prediction import floats
 from experiments.errors import Refused
+from experiments.network.layers import maps
 from experiments.predict.opened import splits_of
 
 LEAST = 3  # labelled images, to know a usual distance between them
@@ -19,7 +20,7 @@ class Reached(Exception):
 
 
 def features(model, path, images):
-    """(B, D) float32 channel means of a layer's output for images (B, H, W, channels) uint8, on the CPU."""
+    """(B, D) float32 channel means of a layer's maps for images (B, H, W, channels) uint8, on the CPU."""
 
     def stop(module, inputs, output):
         raise Reached(output)
@@ -29,7 +30,7 @@ def features(model, path, images):
         with torch.inference_mode():
             model(floats(images))
     except Reached as reached:
-        return reached.args[0].float().mean((2, 3)).cpu().numpy()
+        return torch.cat([map.float().mean((2, 3)) for map in maps(reached.args[0])], 1).cpu().numpy()
     finally:
         hook.remove()
     raise Refused(f"The model's layer {path} took no part in its forward pass.")

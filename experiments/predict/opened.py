@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from experiments.components import check_settings, defaults, load, written
 from experiments.errors import Refused
-from experiments.network.checkpoint import unpack
-from experiments.randomness import generator
+from experiments.network import checkpoint
+from experiments.network.ready import make_ready
+from experiments.randomness import generator, key
 from experiments.records import ledger
+from experiments.records.compare import refuse_other_origin
 
 
 class Opened(NamedTuple):
@@ -58,12 +61,15 @@ def open_run(folder, device="auto", threads=0):
     classes, channels = events[0]["classes"], channels_of(events[0])
     device = trainer.prepare(device=device, threads=threads, deterministic=False)
     configure(module, settings)
-    model = module.build(channels=channels, classes=len(classes))
+    name = settings.get(settings["dataset"], {}).get("name") or settings["dataset"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(settings["seed"], name, "weights") % 2**63)  # for what was drawn once and is frozen
+        model = module.build(channels=channels, classes=len(classes))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using `tqdm.autonotebook")  # baal's, when imported into a notebook
-        model, _ = trainer.make_ready(model, module.MEAN, module.STD, device)
-    model.load_state_dict(unpack(state)[0])
-    name = settings.get(settings["dataset"], {}).get("name") or settings["dataset"]
+        model, _ = make_ready(model, module.MEAN, module.STD, device)
+    refuse_other_origin(folder, events[0], checkpoint.origin(model))
+    checkpoint.load(model, checkpoint.unpack(state)[0])
     tested = settings["evaluation"]
     return Opened(
         events, settings, model.eval(), getattr(module, "LAYERS", {}), last["weights"], classes, channels,
