@@ -13,6 +13,7 @@ from experiments.network.layers import layer_outputs
 from experiments.network.ready import make_ready
 from experiments.randomness import generator
 from experiments.records import ledger
+from experiments.records.compare import refuse_other_origin
 from experiments.training import trainer
 
 SIDE = 16  # of a thumbnail
@@ -78,6 +79,7 @@ def reopen(folder, root, device):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using `tqdm.autonotebook")  # baal's, when imported into a notebook
         model, _ = make_ready(model, model_file.MEAN, model_file.STD, device)
+    refuse_other_origin(folder, events[0], checkpoint.origin(model))
     checkpoint.load(model, weights)
     return model, model_file.LAYERS["bottleneck"], images
 
