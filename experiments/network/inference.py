@@ -11,8 +11,10 @@ import torch
 
 from experiments.network import device
 from experiments.network.dropout import turn
+from experiments.network.ensemble import mean_logits
 from experiments.network.folding import fold, halves, traced
 from experiments.network.joining import join
+from experiments.network.ready import members_of
 
 PLANS = WeakKeyDictionary()  # {model: {settings: its halves}}: tracing and compiling are done once, not in each cycle
 
@@ -24,8 +26,12 @@ class Network:
     """
 
     def __init__(self, model, compiled=False, precision="float32", mc_chunk=0):
-        self.model, self.keys = model.eval(), model.dropout_keys
-        self.precision, self.mc_chunk = precision, mc_chunk
+        self.model, self.precision, self.mc_chunk = model.eval(), precision, mc_chunk
+        members = members_of(model)
+        self.members = [Network(m, compiled, precision) for m in members] if members != [model] else []
+        if self.members:
+            return
+        self.keys = model.dropout_keys
         settings = compiled, precision, next(model.parameters(), torch.empty(0)).device
         plans = PLANS.setdefault(model, {})
         if settings not in plans:
@@ -42,8 +48,12 @@ class Network:
     def passes(self, x, keys, balanced=False):
         """Yield logits (B, C, H, W) pass by pass; `keys` (K, B) int64 are those of the dropout, None: one pass without.
 
-        With `balanced` masks the keys of the first pass serve all.
+        With `balanced` masks the keys of the first pass serve all. The passes of an ensemble are shared by its members,
+        one after the other; the one without dropout is of their mean probability.
         """
+        if self.members:
+            yield from self.shared(x, keys, balanced)
+            return
         height, width = x.shape[-2:]
         for hook in self.model._forward_pre_hooks.values():  # which normalise it and grow it to the model's multiple
             (x,) = hook(self.model, (x,))
@@ -59,6 +69,16 @@ class Network:
                 yield from logits.unflatten(0, (-1, len(x))) if len(logits) > len(x) else [logits]
         finally:
             self.keys.now, self.keys.shift, self.keys.bits = None, None, None
+
+    def shared(self, x, keys, balanced):
+        """Yield logits pass by pass: every M-th of one of the M members."""
+        if keys is None:
+            yield mean_logits([member(x) for member in self.members])
+            return
+        for number, member in enumerate(self.members):
+            member.mc_chunk, own = self.mc_chunk, keys[number :: len(self.members)]
+            if len(own):
+                yield from member.passes(x, own, balanced)
 
     def steps(self, x, known, keys, balanced):
         """Yield (keys of the rows, shift of the masks, what `rest` takes) step by step."""
