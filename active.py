@@ -135,7 +135,7 @@ def learn(config, run):
     with keep_output(run), steps.prepare(config, run, ex.components, ex.usual()) as state:
         queries = steps.initial(state)
         for cycle in range(config["cycles"] + 1):
-            steps.label(state, queries)
+            steps.label(state, queries, cycle)
             dice = steps.train_and_test(state, cycle)
             if cycle == config["cycles"] or not state.active.n_unlabelled:
                 break

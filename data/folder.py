@@ -34,6 +34,7 @@ def settings():
     masks = "masks"  # the masks' folder, which may be the same
     image_pattern = "{name}.*"  # what of an image's path names it; * is anything but /
     mask_pattern = "{name}.*"  # how its mask is then called: {name}_mask.png, {part}annot/{name}.png
+    unlabelled = False  # True: images without a mask are the pool, and the run asks people for their masks
     several = False  # True: an image's masks are several files, one object each
     classes = ""  # background,gland: the names of the mask values 0, 1, 2 ...
     values = ""  # 0:background,1-255:gland,11:ignore or #00ff00:road,#000000:ignore where the values are others
@@ -71,15 +72,15 @@ ALLOWED = {
 
 
 @ingredient.capture
-def load(rng, root, images, masks, image_pattern, mask_pattern, several, classes, values, ignore, snap, confirm,
-         train_file, val_file, test_file, val, test, source, channels, black, white, percentile, resize, crop, tile,
-         name,
+def load(rng, root, images, masks, image_pattern, mask_pattern, unlabelled, several, classes, values, ignore, snap,
+         confirm, train_file, val_file, test_file, val, test, source, channels, black, white, percentile, resize,
+         crop, tile, name,
 ):  # fmt: skip
     if black >= white:
         raise Refused(f"folder.black={black} is not below folder.white={white}.")
     root = Path(root).expanduser()
     places = root / os.path.expanduser(images), root / os.path.expanduser(masks)
-    items = list_items(*places, image_pattern, mask_pattern, several, source)
+    items = list_items(*places, image_pattern, mask_pattern, several, source, unlabelled)
     items = tiles(items, tile, resize) if tile else items
     files = {"train": train_file, "val": val_file, "test": test_file}
     lists = {part: read_list(root, file, items) for part, file in files.items() if file}

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import annotate
 from experiments.acquisition import needs, querying, showing, trial
 from experiments.components import PRESETS, load, written
 from experiments.errors import Refused
@@ -22,6 +23,7 @@ from experiments.network.device import check_compiling, memory_explained
 from experiments.network.ready import build
 from experiments.randomness import generator
 from experiments.records import ledger
+from experiments.records.chain import ASIDE
 from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks, refuse_other_origin
 from experiments.records.files import write
 from experiments.records.ledger import CEILING, Ledger, is_finished
@@ -72,7 +74,7 @@ def check(config, components, usual):
     size, start = len(splits.train), config["start"]
     if isinstance(start, int) and start > size:
         raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
-    config = resolve_counts(config, components, size)
+    config = resolve_counts(config, components, splits.train)
     if 0 < config["pool_size"] < config["query"]:
         looked, asked = config["pool_size"], config["query"]
         raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
@@ -85,9 +87,11 @@ def find_images(config, components):
     return splits.described(components["dataset"])
 
 
-def resolve_counts(config, components, size):
-    """The settings with shares of the `size` training images as numbers of images."""
-    start = 0 if getattr(components["initial"], "EMPTY", False) else config["start"]
+def resolve_counts(config, components, train):
+    """The settings with shares of the training images as numbers of images."""
+    size, start = len(train), 0 if getattr(components["initial"], "EMPTY", False) else config["start"]
+    if getattr(components["initial"], "ANNOTATED", False):
+        start = sum(item.mask is not None for item in train.items)
     return {**config, "start": count(start, size), **{k: count(config[k], size) for k in ("query", "pool_size")}}
 
 
@@ -128,7 +132,7 @@ def prepare(config, run, components, usual):
     refuse_ignored_foreground(list(filter(None, stores)), config["dataset"])
     trainer.check_validation(val)
     size, classes = len(train), len(splits.classes)
-    config, folder = resolve_counts(config, components, size), folder_of(config)
+    config, folder = resolve_counts(config, components, splits.train), folder_of(config)
     print_summary(config, run, components, splits, test, classes, made)
     fingerprints = [store and store.fingerprint for store in stores]
     masks = {name: store and digest_masks(store, range(len(store))) for name, store in (("val", val), ("test", test))}
@@ -168,7 +172,7 @@ def go_on(ledger, config, made, masks, stores):
     if ledger.chain.unsealed:
         lines = f"the first {ledger.chain.unsealed} lines of {ledger.path} have no hashes"
         say(f"Written by an earlier version, {lines}: they are taken as they are.")
-    done = sum(e["event"] != "resumed" for e in ledger.events)
+    done = sum(e["event"] not in ASIDE for e in ledger.events)
     say(f"Going on from {ledger.folder}, where {done} steps are done.")
 
 
@@ -227,10 +231,14 @@ def check_pool(state, cycle):
         check(pool=querying.pool_of(state, [], cycle))
 
 
-def label(state, queries):
-    """Open the masks that were asked for. Raises BadData, labelling none, if one of them cannot be used."""
+def label(state, queries, cycle):
+    """Open the masks that were asked for, and again those that people have drawn anew since.
+
+    Raises BadData, labelling none, if one of them cannot be used, and AwaitingLabels if people are still to draw some.
+    """
     chosen = positions(state, queries)
-    state.train.label(chosen)
+    again = annotate.settle(state, queries, chosen, cycle, lambda: can_show(state, cycle - 1))
+    state.train.label([*chosen, *again])
     refuse_ignored_foreground([s for s in (state.train, state.val, state.test) if s], state.config["dataset"])
     pool = np.flatnonzero(~state.active.labelled)
     if chosen:  # given no index, baal labels every image

@@ -43,6 +43,8 @@ RAM = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
 class Item(NamedTuple):
     """One image of a dataset: a name that is unique in it, and where its image and its mask lie.
 
+    `mask` is None where there is none yet and people are to draw it.
+
     `group` is what is known of the image before it is labelled (a grade, a site), for initial sets and batches in equal
     parts. `source` is what images of it share (a patient, a slide, an animal, a video): dataset files keep those of one
     source on one side of a split. Both are "" where nothing is known.
@@ -50,7 +52,7 @@ class Item(NamedTuple):
 
     id: str
     image: Path
-    mask: Path
+    mask: Path | None
     group: str = ""
     source: str = ""
 
@@ -140,6 +142,7 @@ class Store:
         self.offsets = torch.tensor(self.starts[:-1], device=place)
         self.masks = _ignored(self.pixels, memory)
         self.mask_digests = {}  # sha256 of each mask that was opened, by position
+        self.drawn = {}  # what gives the mask (H, W) that people drew, by position: it stands before the dataset's
 
     def __len__(self):
         return len(self.ids)
@@ -181,7 +184,7 @@ class Store:
 
     def _open_mask(self, index):
         item = self.split.items[index]
-        mask = self.split.read_mask(item.mask)
+        mask = self.drawn[index]() if index in self.drawn else self.split.read_mask(item.mask)
         if mask.ndim != 2:
             raise BadData(f"{item.mask} is read with the shape {mask.shape}: read_mask gives (H, W).")
         if mask.shape != self.sizes[index]:
