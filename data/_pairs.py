@@ -38,6 +38,16 @@ class Part(NamedTuple):
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         return f"{self.paths[0]}{more}" + (f", page {self.page + 1}" if self.pages > 1 else "")
 
+    def scaled(self, shape):
+        """The same part of the image at another size (height, width)."""
+        if not self.whole:
+            return self
+        rows, columns = (
+            tuple(round(n * new / old) for n in ends)
+            for ends, new, old in zip((self.rows, self.columns), shape, self.whole, strict=True)
+        )
+        return self._replace(whole=tuple(shape), rows=rows, columns=columns)
+
     def cut(self, array):
         """The tile of a whole image's or mask's array, which is all of it where this is no tile."""
         return array[slice(*self.rows), slice(*self.columns)] if self.whole else array

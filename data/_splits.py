@@ -9,6 +9,33 @@ from experiments.errors import Refused
 from experiments.randomness import generator
 from experiments.reading import read_text
 
+NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}  # of folders
+ENDINGS = ("annot", "_annotations", "_labels", "_masks")  # of the folder of masks beside train
+
+
+def official(root, images, masks):
+    """{part: (its images' folder, its masks')} where a root holds them apart in folders called train, val and test.
+
+    These hold images/ and masks/ each, or lie in both of these, or the masks beside the images, or in trainannot and
+    its like. {} where the images' folder has none of them, or there is no train.
+    """
+    within = [lambda name: (root / images / name, root / masks / name)]
+    apart = [
+        lambda name: (root / name / images, root / name / masks),
+        *(lambda name, end=end: (root / name, root / f"{name}{end}") for end in ENDINGS),
+        lambda name: (root / name, root / name),
+    ]
+    layouts = within if (root / images).is_dir() and images != "." else apart
+    for places in layouts:
+        found = {part: places(name) for part, names in NAMES.items() for name in names if places(name)[0].is_dir()}
+        if "train" in found and (places is layouts[0] or found["train"][1].is_dir()):
+            return found
+    return {}
+
 
 def read_list(root, file, items):
     """Positions in `items` that a list names, in its order: an id, or a path that ends in an image's, in each line."""
@@ -79,13 +106,16 @@ def deal(items, lists, shares, rng, name):
     return [[items[position] for position in parts[part]] for part in ("train", "val", "test")]
 
 
-def draw(items, positions, wanted, rng, part):
-    """(drawn, others) of these positions: whole sources until `wanted` images are reached, at least one source."""
+def draw(items, positions, wanted, rng, part, remedy=""):
+    """(drawn, others) of these positions: whole sources until `wanted` images are reached, at least one source.
+
+    Raises Refused, with the `remedy`, where there is but one source.
+    """
     sources = sorted({items[position].source for position in positions}, key=lambda text: natural((text,)))
     if len(sources) < 2:
         raise Refused(
-            f"{part} cannot be drawn, for the images left to learn from are all of one source, {sources[0]}: set "
-            f"folder.{part}=0, folder.{part}_file=... or, to split a stack, folder.source='(.*)'."
+            f"{part} cannot be drawn, for the images left to learn from are all of one source, {sources[0]}: "
+            + (remedy or f"set folder.{part}=0, folder.{part}_file=... or, to split a stack, folder.source='(.*)'.")
             if sources
             else f"{part} cannot be drawn: no training images are left."
         )

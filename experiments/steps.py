@@ -29,7 +29,7 @@ from experiments.records.files import write
 from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
-from experiments.store import IGNORE, Splits, Store, cache, refuse_ignored_foreground
+from experiments.store import IGNORE, Splits, Store, cache, refuse_ignored_foreground, remarks
 from experiments.training import trainer, weights
 
 
@@ -69,6 +69,7 @@ def check(config, components, usual):
     say(f"Dataset {config['dataset']}: {about}")
     metrics.headline(components["dataset"])
     splits = find_images(config, components)
+    evaluation.check_test(splits.test, config["dataset"])
     needs.check(config, components, splits)
     trial.check(config, components, splits)
     size, start = len(splits.train), config["start"]
@@ -134,6 +135,8 @@ def prepare(config, run, components, usual):
     size, classes = len(train), len(splits.classes)
     config, folder = resolve_counts(config, components, splits.train), folder_of(config)
     print_summary(config, run, components, splits, test, classes, made)
+    for line in remarks.remarks(dict(zip(splits._fields, stores, strict=False)), splits.classes):
+        say(line)
     fingerprints = [store and store.fingerprint for store in stores]
     masks = {name: store and digest_masks(store, range(len(store))) for name, store in (("val", val), ("test", test))}
     with (
@@ -188,7 +191,7 @@ def print_summary(config, run, components, splits, test, classes, made):
     if getattr(components["heuristic"], "JOINT", False):
         say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
     if test:
-        constant = evaluation.constant_answer(test, classes, splits.headline)
+        constant = evaluation.constant_answer(test, classes, measure=splits.headline)
         run.info["constant_dice"] = constant
         if constant is None:
             what = f"None of the {len(test)} test images has a pixel of a foreground class"
@@ -381,6 +384,8 @@ def conclude(state):
     """Hand the arrays to the observers and say where the result lies."""
     if not state.active.n_unlabelled and state.config["cycles"]:
         state.progress.line("Every image of the pool is labelled: the run ends here.")
+    for line in remarks.unlabelled_classes(state.train, state.splits.classes):
+        state.progress.line(line)
     paths = state.ledger.write_arrays()
     for path in paths:
         state.run.add_artifact(str(path), path.name)
