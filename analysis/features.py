@@ -6,7 +6,7 @@ from inspect import signature
 import numpy as np
 
 from analysis.ledgers import events_of
-from experiments.components import ROOT, defaults, load
+from experiments.components import ROOT, configure, defaults, load
 from experiments.errors import Refused
 from experiments.network import checkpoint
 from experiments.network.layers import layer_outputs
@@ -72,9 +72,8 @@ def reopen(folder, root, device):
     if images.fingerprint != events[0]["data"][0]:
         raise Refused(f"The images in {place} are not those that {folder} learnt from: say where those are.")
 
-    model = call(
-        model_file.build, model_file.ingredient, settings, channels=splits.channels, classes=len(splits.classes)
-    )
+    configure(model_file, settings)
+    model = model_file.build(channels=splits.channels, classes=len(splits.classes))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using `tqdm.autonotebook")  # baal's, when imported into a notebook
         model, _ = make_ready(model, model_file.MEAN, model_file.STD, device)

@@ -157,6 +157,15 @@ def allowed(ingredient):
     return found
 
 
+def configure(module, settings):
+    """Give a component, and those that its settings name, their settings outside a run, from a run's {section: ...}."""
+    own = defaults(module.ingredient) | settings.get(module.ingredient.path, {})
+    for function in module.ingredient.captured_functions:
+        function.config = own
+    for key, entry in getattr(module, "NAMES", {}).items():
+        configure(load(entry, own[key]), settings)
+
+
 def check_settings(module, **values):
     """Raise Refused if one of these values of a component's settings has another type or range than declared."""
     known, ranges = defaults(module.ingredient), allowed(module.ingredient)

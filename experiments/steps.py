@@ -83,7 +83,8 @@ def check(config, components, usual):
 def find_images(config, components):
     """The Splits of this run's dataset, described; nothing is decoded. Raises Refused when files are missing."""
     splits = components["dataset"].load(rng=generator(config["seed"], config["dataset"], "split"))
-    return splits.described(components["dataset"])
+    splits = splits.described(components["dataset"])
+    return splits._replace(crop=0) if weights.whole(components["model"]) else splits
 
 
 def resolve_counts(config, components, size):
@@ -111,6 +112,8 @@ def device_of(config):
 def prepare(config, run, components, usual):
     """Read the images, open the ledger, build the model: a State for the other steps."""
     from baal.active import ActiveLearningDataset  # takes seconds to import
+
+    from experiments.network.remembered import keep_in  # defines a module, so it needs torch at once
 
     model_file = components["model"]
     device = device_of(config)
@@ -143,6 +146,7 @@ def prepare(config, run, components, usual):
         torch.manual_seed(key(*place, "weights") % 2**63)
         model = model_file.build(channels=splits.channels, classes=classes)
         model, first = make_ready(model, model_file.MEAN, model_file.STD, device)
+        keep_in(config["cache_dir"], model, device)
         origin = checkpoint.origin(model)
         if ledger.events:
             refuse_other_origin(ledger.folder, ledger.events[0], origin)
@@ -184,6 +188,8 @@ def print_summary(config, run, components, splits, test, classes, made):
     say(f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.")
     if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
         say(f"This is a small budget; the published one is `with {config['dataset']}`.")
+    if weights.whole(components["model"]):
+        say(f"{config['model']} keeps features of whole images: no crops, and of augment only flip and rotate.")
     if getattr(components["heuristic"], "JOINT", False):
         say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
     if test:

@@ -32,12 +32,18 @@ def fit(state, cycle):
                 state.val,
                 state.at(cycle),
                 state.splits.crop,
+                whole=whole(state.components["model"]),
                 advance=state.progress.advance,
                 strategy=strategy,
                 **pseudo,
             )
     state.trained_cycle = cycle
     return perf_counter() - began, seen
+
+
+def whole(model_file):
+    """Whether a model keeps features of the images that it sees: it trains on whole ones, mirrored and turned only."""
+    return getattr(model_file, "WHOLE", False)
 
 
 def learns(state):
