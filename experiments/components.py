@@ -74,9 +74,13 @@ def _literals(path, changed):
     tree = ast.parse(path.read_bytes())
     found = {"__doc__": ast.get_docstring(tree) or ""}
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            with suppress(ValueError):
-                found[node.targets[0].id] = ast.literal_eval(node.value)
+        if isinstance(node, ast.Assign):
+            parts = [(node.targets[0], node.value)]
+            if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+                parts = zip(node.targets[0].elts, node.value.elts, strict=False)
+            for target, value in parts:
+                with suppress(ValueError):
+                    found |= {target.id: ast.literal_eval(value)} if isinstance(target, ast.Name) else {}
     return found
 
 

@@ -279,6 +279,7 @@ def train_and_test(state, cycle):
         saved = checkpoint.pack(state.model, state.learner)
         digest = state.ledger.save_weights(cycle, saved, state.config["checkpoint"])
         epoch = seen.pop("epoch", None)  # no measurement: apart from the metrics, which one axis shows together
+        solved = {"solved": seen.pop("solved")} if "solved" in seen else {}
         labelled = state.active.get_indices_for_active_step()
         event = state.ledger.append(
             "evaluated",
@@ -293,6 +294,7 @@ def train_and_test(state, cycle):
             epoch=epoch,
             weights=digest,
             masks=digest_masks(state.train, opened),
+            **solved,
         )
         state.ledger.drop_weights(cycle, state.config["checkpoint"])
         state.ledger.time(cycle, train=seconds, evaluate=perf_counter() - began)

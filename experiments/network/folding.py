@@ -120,7 +120,7 @@ class Folded(torch.nn.Module):
 
 
 class Tracer(torch.fx.Tracer):
-    """Looks into every module but dropout, what is remembered and torch's own; with `whole`, only into those that have dropout."""
+    """Looks into all modules but dropout, Remembered and torch's own; with `whole`, only into those with dropout."""
 
     def __init__(self, whole):
         super().__init__()

@@ -6,6 +6,7 @@ is a sha256 of the weights and of all that decides on the last bits.
 """
 
 import os
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,7 +16,6 @@ from safetensors.torch import save
 from torch import nn
 
 from experiments.command_line.process import reason_and_advice
-
 from experiments.errors import Refused
 from experiments.network.checkpoint import hash_weights
 from experiments.network.dropout import drops
@@ -108,7 +108,8 @@ class Remembered(nn.Module):
                     file.write(save(state, {"sha256": hash_weights(state)}))
                 os.replace(part, self.folder / name)
             except OSError as error:
-                part.unlink(missing_ok=True)
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
                 reason, advice = reason_and_advice(error)
                 print(f"Features cannot be kept in {self.folder} ({reason}): to mend that, {advice}.", flush=True)
                 self.folder = None

@@ -241,12 +241,15 @@ SCHEDULES = {  # (epoch, share of the training done, step_size, gamma, power) ->
 }
 
 
-def validate(model, store, objective, advance):
-    """Mean loss and metrics.overlaps of the single deterministic pass over whole images, as plain floats."""
+def validate(model, store, objective, advance, indices=None):
+    """Mean loss and metrics.overlaps of the single deterministic pass over whole images, as plain floats.
+
+    Of all images of the Store or those at `indices`.
+    """
     from experiments.network.inference import Network  # needs torch at once
 
     network, losses, counted = Network(model), [], []
-    for members, images in store.batches(range(len(store))):
+    for members, images in store.batches(range(len(store)) if indices is None else indices):
         masks = torch.stack([store.mask(i) for i in members]).to(images.device)
         prediction = predict(network, images, [store.ids[i] for i in members], needs=("mean_logits",))
         losses.append(objective(prediction.mean_logits, masks))

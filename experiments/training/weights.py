@@ -9,7 +9,7 @@ from experiments.acquisition import querying
 from experiments.errors import Refused
 from experiments.network import checkpoint
 from experiments.store import IGNORE
-from experiments.training import learned, trainer
+from experiments.training import learned, solve, trainer
 
 
 def fit(state, cycle):
@@ -25,18 +25,18 @@ def fit(state, cycle):
         strategy = strategy_of(state, cycle) if learns(state) else None
         state.learner = strategy and strategy.learner
         if labelled:
-            seen = trainer.fit(
-                state.model,
-                state.train,
-                labelled,
-                state.val,
-                state.at(cycle),
-                state.splits.crop,
-                whole=whole(state.components["model"]),
-                advance=state.progress.advance,
-                strategy=strategy,
-                **pseudo,
-            )
+            images = state.model, state.train, labelled, state.val, state.at(cycle)
+            if hasattr(state.model, "solved"):
+                seen = solve.fit(*images, pseudo=pseudo.get("pseudo", ()), advance=state.progress.advance)
+            else:
+                seen = trainer.fit(
+                    *images,
+                    state.splits.crop,
+                    whole=whole(state.components["model"]),
+                    advance=state.progress.advance,
+                    strategy=strategy,
+                    **pseudo,
+                )
     state.trained_cycle = cycle
     return perf_counter() - began, seen
 
