@@ -20,7 +20,7 @@ from experiments.errors import Refused
 from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling, memory_explained
-from experiments.network.ready import build
+from experiments.network.ready import build, members_of
 from experiments.randomness import generator
 from experiments.records import ledger
 from experiments.records.chain import ASIDE
@@ -85,7 +85,8 @@ def check(config, components, usual):
 def find_images(config, components):
     """The Splits of this run's dataset, described; nothing is decoded. Raises Refused when files are missing."""
     splits = components["dataset"].load(rng=generator(config["seed"], config["dataset"], "split"))
-    return splits.described(components["dataset"])
+    splits = splits.described(components["dataset"])
+    return splits._replace(crop=0) if weights.whole(components["model"]) else splits
 
 
 def resolve_counts(config, components, train):
@@ -115,6 +116,8 @@ def device_of(config):
 def prepare(config, run, components, usual):
     """Read the images, open the ledger, build the model: a State for the other steps."""
     from baal.active import ActiveLearningDataset  # takes seconds to import
+
+    from experiments.network.remembered import keep_in  # defines a module, so it needs torch at once
 
     model_file = components["model"]
     device = device_of(config)
@@ -147,6 +150,8 @@ def prepare(config, run, components, usual):
         if ledger.events:
             go_on(ledger, config, made, masks, {"val": val, "test": test})
         model, first = build(model_file, splits.channels, classes, place, device, config["members"])
+        for member in members_of(model):
+            keep_in(config["cache_dir"], member, device)
         origin = checkpoint.origin(model)
         if ledger.events:
             refuse_other_origin(ledger.folder, ledger.events[0], origin)
@@ -188,6 +193,8 @@ def print_summary(config, run, components, splits, test, classes, made):
     say(f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.")
     if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
         say(f"This is a small budget; the published one is `with {config['dataset']}`.")
+    if weights.whole(components["model"]):
+        say(f"{config['model']} keeps features of whole images: no crops, and of augment only flip and rotate.")
     if getattr(components["heuristic"], "JOINT", False):
         say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
     if test:
@@ -282,6 +289,7 @@ def train_and_test(state, cycle):
         saved = checkpoint.pack(state.model, state.learner)
         digest = state.ledger.save_weights(cycle, saved, state.config["checkpoint"])
         epoch = seen.pop("epoch", None)  # no measurement: apart from the metrics, which one axis shows together
+        solved = {"solved": seen.pop("solved")} if "solved" in seen else {}
         labelled = state.active.get_indices_for_active_step()
         event = state.ledger.append(
             "evaluated",
@@ -296,6 +304,7 @@ def train_and_test(state, cycle):
             epoch=epoch,
             weights=digest,
             masks=digest_masks(state.train, opened),
+            **solved,
         )
         state.ledger.drop_weights(cycle, state.config["checkpoint"])
         state.ledger.time(cycle, train=seconds, evaluate=perf_counter() - began)
