@@ -12,7 +12,11 @@ $(VENV)/ready: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
 	touch $@
 
+<<<<<<< HEAD
 $(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt requirements-hf.txt
+=======
+$(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt requirements-pretrained.txt
+>>>>>>> eng
 	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 

@@ -9,6 +9,7 @@ from analysis.ledgers import events_of
 from experiments.components import ROOT, defaults, load
 from experiments.errors import Refused
 from experiments.network import checkpoint
+from experiments.network.layers import layer_outputs
 from experiments.network.ready import make_ready
 from experiments.randomness import generator
 from experiments.records import ledger
@@ -31,10 +32,10 @@ def features(folder, root="", device="auto"):
 
     model, layer, images = reopen(folder, root, device)
     means, order, small = [], [], []
-    layer.register_forward_hook(lambda module, inputs, output: means.append(output.mean((2, 3)).cpu()))
-    with torch.inference_mode():
+    with torch.inference_mode(), layer_outputs(model, layer) as maps:
         for members, batch in images.batches(range(len(images)), size=4):
             model.eval()(floats(batch))
+            means.append(torch.cat([made.mean((2, 3)) for made in maps()], 1).cpu())
             small.append(thumbnails(batch))
             order += members
     back = np.argsort(order)
@@ -49,7 +50,7 @@ def thumbnails(images):
 
 
 def reopen(folder, root, device):
-    """(model with the last checkpoint, its bottleneck module, Store of the training images)."""
+    """(model with the last checkpoint, the path of its bottleneck, Store of the training images)."""
     from experiments.store import Store
 
     events = events_of(folder)
@@ -78,7 +79,7 @@ def reopen(folder, root, device):
         warnings.filterwarnings("ignore", "Using `tqdm.autonotebook")  # baal's, when imported into a notebook
         model, _ = make_ready(model, model_file.MEAN, model_file.STD, device)
     checkpoint.load(model, weights)
-    return model, model.get_submodule(model_file.LAYERS["bottleneck"]), images
+    return model, model_file.LAYERS["bottleneck"], images
 
 
 def call(function, ingredient, settings, **given):

@@ -22,7 +22,7 @@ from experiments.network.device import check_compiling, memory_explained
 from experiments.network.ready import make_ready
 from experiments.randomness import generator, key
 from experiments.records import ledger
-from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks
+from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks, refuse_other_origin
 from experiments.records.files import write
 from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.progress import Progress, plan, say
@@ -47,6 +47,7 @@ class State:
     classes: int
     model: Any
     first_weights: dict  # the weights that every cycle starts from
+    origin: dict  # where those that were not drawn come from
     ledger: Ledger
     progress: Progress
     trained_cycle: int | None = None  # the cycle whose trained weights are in the model
@@ -140,10 +141,15 @@ def prepare(config, run, components, usual):
         torch.manual_seed(key(*place, "weights") % 2**63)
         model = model_file.build(channels=splits.channels, classes=classes)
         model, first = make_ready(model, model_file.MEAN, model_file.STD, device)
+        origin = checkpoint.origin(model)
+        if ledger.events:
+            refuse_other_origin(ledger.folder, ledger.events[0], origin)
         active = ActiveLearningDataset(range(size))
         gc.freeze()  # what was imported is no garbage: looking for some takes a tenth of the time
         try:
-            yield State(config, run, components, place, splits, *stores, active, classes, model, first, ledger, bar)
+            yield State(
+                config, run, components, place, splits, *stores, active, classes, model, first, origin, ledger, bar
+            )
         finally:
             gc.unfreeze()
 
@@ -208,6 +214,7 @@ def initial(state):
             "test": state.test.ids if state.test else [],
             "constant_dice": state.run.info.get("constant_dice"),
             "headline": f"test.{state.splits.headline}",
+            **state.origin,
         }
         event = state.ledger.append("start", queries=queries, **named)
     return event["queries"]

@@ -1,12 +1,14 @@
-"""Each model answers at any size, is drawn by keys, trains and resumes bit-identically; published sizes."""
+"""Every file in models/ runs, repeats and resumes at any size of image; the U-Net is the published one."""
 
+import csv
 import inspect
+import shutil
 from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
-from conftest import events, ledger_bytes
+from conftest import events, ledger_bytes, settings
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -18,182 +20,16 @@ from experiments.network import checkpoint, ready
 from experiments.network.dropout import KeyedDropout, patch
 from experiments.network.inference import Network
 from experiments.network.layers import layer_outputs
-from experiments.records.ledger import Ledger
 from models import modunet, monai, unet
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 CPU, PLACE, SITES = torch.device("cpu"), (0, "drawn", 1), 11
-SIZES = [(128, 128), (97, 131)]
-
-
-def given(function, module, **more):
-    """What a component's captured function gives for the file's own settings, and for `more`."""
-    wanted = inspect.signature(function).parameters
-    settings = defaults(module.ingredient) | more
-    return function(**{name: value for name, value in settings.items() if name in wanted})
-
-
-def usable():
-    """The models whose packages are here."""
-    found = []
-    for name in names("model"):
-        module = load("model", name)
-        with suppress(Refused):
-            if hasattr(module, "check"):
-                given(module.check, module)
-            found.append(name)
-    return found
-
-
-MODELS = usable()
-
-
-VARIANTS = [(name, {}) for name in MODELS]
-VARIANTS += [("monai", {"network": network, "width": 24}) for network in monai.NETWORKS if network != "UNet"]
-IDS = ["-".join([name, *map(str, settings.values())]) for name, settings in VARIANTS]
-
-
-def build(name, **settings):
-    """A model as a run has it, from a fixed seed, and its file."""
-    torch.manual_seed(0)
-    module = load("model", name)
-    model = given(module.build, module, channels=3, classes=2, **settings)
-    return ready.make_ready(model, module.MEAN, module.STD, CPU)[0], module
-
-
-def images(n=2, size=(97, 131)):
-    return torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(4))
-
-
-def check_layers(model, layers, size):
-    """Logits of that size, and maps of every layer."""
-    for layer, paths in layers.items():
-        with torch.inference_mode(), layer_outputs(model.eval(), paths) as maps:
-            logits = model(images(size=size))
-            assert all(made.dim() == 4 and len(made) == 2 and made.isfinite().all() for made in maps()), layer
-    assert logits.shape == (2, 2, *size) and logits.isfinite().all() and logits.std() > 0
-
-
-def check_passes(model):
-    """Passes differ; folded, cut at the first dropout and in any batch they are those of the model itself."""
-    x, keys = images(3), pass_keys(PLACE, "score", "abc", 3)
-    network = Network(model, mc_chunk=2)
-    with torch.inference_mode():
-        passes = torch.stack(list(network.passes(x, keys)))
-        alone = torch.stack(list(Network(model).passes(x[1:2], keys[:, 1:2])))
-        plain, scale = model.eval()(x), passes.std()
-        model.dropout_keys.now = keys[2]
-        itself = model(x)
-        model.dropout_keys.now = None
-        assert torch.equal(model(x), plain)
-    for one, other in ((0, 1), (0, 2), (1, 2)):
-        assert (passes[one] - passes[other]).std() > 1e-3 * scale
-    torch.testing.assert_close(network(x), plain, atol=1e-3 * scale, rtol=1e-3)
-    torch.testing.assert_close(passes[:, 1:2], alone, atol=1e-3 * scale, rtol=1e-3)
-    torch.testing.assert_close(passes[2], itself, atol=1e-3 * scale, rtol=1e-3)
-
-
-def check_training(make):
-    """What trains gets a gradient and nothing else does; no random number is drawn but by keys."""
-    grads = []
-    for model in (make(), make()):
-        before = torch.get_rng_state()
-        ready.train(model)
-        model.dropout_keys.now = pass_keys(PLACE, "train", "ab", 1)[0]
-        outputs = model(images(size=(64, 64)))
-        outputs = outputs if isinstance(outputs, list) else [(1.0, outputs)]
-        sum(weight * logits.square().mean() for weight, logits in outputs).backward()
-        assert torch.equal(torch.get_rng_state(), before)
-        assert not [path for path, p in model.named_parameters() if p.requires_grad == (p.grad is None)]
-        grads.append([p.grad for p in model.parameters() if p.grad is not None])
-    assert grads[0] and all(map(torch.equal, *grads))
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name, settings", VARIANTS, ids=IDS)
-def test_a_model_answers_at_the_size_of_its_input_and_its_layers_are_maps(name, settings, size):
-    model, module = build(name, **settings)
-    check_layers(model, module.LAYERS, size)
-
-
-@pytest.mark.parametrize("name, settings", VARIANTS, ids=IDS)
-def test_passes_differ_and_depend_on_image_and_pass_alone(name, settings):
-    check_passes(build(name, **settings)[0])
-
-
-@pytest.mark.parametrize("name, settings", VARIANTS, ids=IDS)
-def test_what_trains_gets_a_gradient_and_nothing_is_drawn_by_itself(name, settings):
-    check_training(lambda: build(name, **settings)[0])
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_checkpoint_brings_the_model_back(name, tmp_path):
-    model, _ = build(name)
-    with torch.no_grad():
-        for p in checkpoint.kept(model).values():
-            p.add_(0.01) if p.is_floating_point() else None
-    save_file({path: p.contiguous() for path, p in checkpoint.kept(model).items()}, tmp_path / "weights.safetensors")
-    other, _ = build(name)
-    with torch.inference_mode():
-        expected, before = model.eval()(images()), other.eval()(images())
-        checkpoint.load(other, load_file(tmp_path / "weights.safetensors"))
-        assert torch.equal(other(images()), expected) and not torch.equal(before, expected)
-
-
-@pytest.fixture(scope="module")
-def two_sizes(tmp_path_factory):
-    """A folder of 12 images, of 128 x 128 and of 97 x 131, of a bright disc each, and its settings."""
-    root, rng = tmp_path_factory.mktemp("Discs"), np.random.default_rng(0)
-    for number in range(12):
-        height, width = SIZES[number % 2]
-        y, x = rng.integers(30, height - 30), rng.integers(30, width - 30)
-        mask = np.hypot(np.arange(height)[:, None] - y, np.arange(width) - x) < rng.integers(12, 25)
-        image = rng.integers(0, 90, (height, width, 3)) + 120 * mask[..., None]
-        for folder, array in (("images", image), ("masks", mask)):
-            (root / folder).mkdir(exist_ok=True)
-            Image.fromarray(array.astype(np.uint8)).save(root / folder / f"{number:02}.png")
-    return {"dataset": "folder", "folder.root": str(root), "folder.values": "0:background,1:disc", "folder.crop": 64}
-
-
-@pytest.fixture
-def run(experiment, two_sizes, tmp_path):
-    """run(model, heuristic): two queries from three images, into tmp_path/results or the folder `to`."""
-
-    def run(model, heuristic, to="results"):
-        settings = two_sizes | {"model": model, "heuristic": heuristic, "start": 3, "threads": 1, "runs_dir": ""}
-        settings["results_dir"] = str(tmp_path / to)
-        experiment.run(config_updates=settings, named_configs=["smoke"])
-
-    return run
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_run_that_was_stopped_ends_bit_identical(run, tmp_path, monkeypatch, name):
-    """Images of two sizes in one pool; stopped after the second evaluation and gone on with from its weights."""
-    run(name, "bald")
-    asked = [e["queries"] for e in events(tmp_path / "results") if e["event"] == "queried"]
-    scores = [query["score"] for queries in asked for query in queries]
-    assert len(asked) == 2 and min(scores) > 0 and len(set(scores)) == 4
-    append = Ledger.append
-
-    def stopped(book, event, *args, **values):
-        made = append(book, event, *args, **values)
-        if event == "evaluated" and made["cycle"] == 1:
-            raise KeyboardInterrupt
-        return made
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Ledger, "append", stopped)
-        run(name, "bald", to="stopped")
-    run(name, "bald", to="stopped")
-    assert ledger_bytes(tmp_path / "stopped") == ledger_bytes(tmp_path / "results")
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_features_of_images_of_two_sizes_are_compared(run, tmp_path, name):
-    run(name, "coreset")
-    asked = [query["id"] for e in events(tmp_path / "results", "coreset") for query in e.get("queries", [])]
-    assert len(asked) == 7 == len(set(asked))
+SMALL = {  # settings of each model that make its tests cheap; none: as they are
+    "lite": {"lite.width": 4},
+    "modunet": {"modunet.width": 4},
+    "monai": {"monai.width": 4},
+    "unet": {},  # smoke has them
+}
 
 
 def count(model, kind):
@@ -296,3 +132,180 @@ def test_patching_keeps_the_weights_names():
     model, other = unet.UNet(3, 2, 2, 0.1), unet.UNet(3, 2, 2, 0.1)
     patch(model)
     model.load_state_dict(other.state_dict())
+
+
+# ---- every model
+
+
+def given(function, module, **more):
+    """What a component's captured function gives for the file's own settings, and for `more`."""
+    wanted = inspect.signature(function).parameters
+    settings = defaults(module.ingredient) | more
+    return function(**{name: value for name, value in settings.items() if name in wanted})
+
+
+def usable():
+    """The models whose packages are here."""
+    found = []
+    for name in names("model"):
+        module = load("model", name)
+        with suppress(Refused):
+            if hasattr(module, "check"):
+                given(module.check, module)
+            found.append(name)
+    return found
+
+
+MODELS = usable()
+
+
+VARIANTS = [(name, {}) for name in MODELS]
+VARIANTS += [("monai", {"network": network, "width": 24}) for network in monai.NETWORKS if network != "UNet"]
+IDS = ["-".join([name, *map(str, settings.values())]) for name, settings in VARIANTS]
+
+
+def build(name, **settings):
+    """A model as a run has it, from a fixed seed, and its file."""
+    torch.manual_seed(0)
+    module = load("model", name)
+    model = given(module.build, module, channels=3, classes=2, **settings)
+    return ready.make_ready(model, module.MEAN, module.STD, CPU)[0], module
+
+
+def images(n=2, size=(97, 131)):
+    return torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(4))
+
+
+def check_layers(model, layers, size):
+    """Logits of that size, and maps of every layer."""
+    for layer, paths in layers.items():
+        with torch.inference_mode(), layer_outputs(model.eval(), paths) as maps:
+            logits = model(images(size=size))
+            assert all(made.dim() == 4 and len(made) == 2 and made.isfinite().all() for made in maps()), layer
+    assert logits.shape == (2, 2, *size) and logits.isfinite().all() and logits.std() > 0
+
+
+def check_passes(model):
+    """Passes differ; folded, cut at the first dropout and in any batch they are those of the model itself."""
+    x, keys = images(3), pass_keys(PLACE, "score", "abc", 3)
+    network = Network(model, mc_chunk=2)
+    with torch.inference_mode():
+        passes = torch.stack(list(network.passes(x, keys)))
+        alone = torch.stack(list(Network(model).passes(x[1:2], keys[:, 1:2])))
+        plain, scale = model.eval()(x), passes.std()
+        model.dropout_keys.now = keys[2]
+        itself = model(x)
+        model.dropout_keys.now = None
+        assert torch.equal(model(x), plain)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (passes[one] - passes[other]).std() > 1e-3 * scale
+    torch.testing.assert_close(network(x), plain, atol=1e-3 * scale, rtol=1e-3)
+    torch.testing.assert_close(passes[:, 1:2], alone, atol=1e-3 * scale, rtol=1e-3)
+    torch.testing.assert_close(passes[2], itself, atol=1e-3 * scale, rtol=1e-3)
+
+
+def check_training(make):
+    """What trains gets a gradient and nothing else does; no random number is drawn but by keys."""
+    grads = []
+    for model in (make(), make()):
+        before = torch.get_rng_state()
+        ready.train(model)
+        model.dropout_keys.now = pass_keys(PLACE, "train", "ab", 1)[0]
+        outputs = model(images(size=(64, 64)))
+        outputs = outputs if isinstance(outputs, list) else [(1.0, outputs)]
+        sum(weight * logits.square().mean() for weight, logits in outputs).backward()
+        assert torch.equal(torch.get_rng_state(), before)
+        assert not [path for path, p in model.named_parameters() if p.requires_grad == (p.grad is None)]
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert grads[0] and all(map(torch.equal, *grads))
+
+
+@pytest.mark.parametrize("size", [(128, 128), (97, 131)])
+@pytest.mark.parametrize("name, settings", VARIANTS, ids=IDS)
+def test_a_model_answers_at_the_size_of_its_input_and_its_layers_are_maps(name, settings, size):
+    model, module = build(name, **settings)
+    check_layers(model, module.LAYERS, size)
+
+
+@pytest.mark.parametrize("name, settings", VARIANTS, ids=IDS)
+def test_passes_differ_and_depend_on_image_and_pass_alone(name, settings):
+    check_passes(build(name, **settings)[0])
+
+
+@pytest.mark.parametrize("name, settings", VARIANTS, ids=IDS)
+def test_what_trains_gets_a_gradient_and_nothing_is_drawn_by_itself(name, settings):
+    check_training(lambda: build(name, **settings)[0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_checkpoint_brings_the_model_back(name, tmp_path):
+    model, _ = build(name)
+    with torch.no_grad():
+        for p in checkpoint.kept(model).values():
+            p.add_(0.01) if p.is_floating_point() else None
+    save_file({path: p.contiguous() for path, p in checkpoint.kept(model).items()}, tmp_path / "weights.safetensors")
+    other, _ = build(name)
+    with torch.inference_mode():
+        expected, before = model.eval()(images()), other.eval()(images())
+        checkpoint.load(other, load_file(tmp_path / "weights.safetensors"))
+        assert torch.equal(other(images()), expected) and not torch.equal(before, expected)
+
+
+@pytest.fixture(scope="session")
+def sized(tmp_path_factory, phantom_root):
+    """sized(height, width): as phantom_root, every image and mask cut or mirrored to this size."""
+    made = {}
+
+    def sized(height, width):
+        if (height, width) not in made:
+            root = made[height, width] = tmp_path_factory.mktemp(f"Phantom_{height}_{width}")
+            shutil.copytree(phantom_root, root, dirs_exist_ok=True)
+            for path in root.rglob("*.bmp"):
+                pixels = np.array(Image.open(path))
+                more = [(0, max(0, wanted - side)) for wanted, side in zip((height, width), pixels.shape, strict=False)]
+                pixels = np.pad(pixels, more + [(0, 0)] * (pixels.ndim - 2), mode="reflect")[:height, :width]
+                Image.fromarray(pixels).save(path)
+        return made[height, width]
+
+    return sized
+
+
+@pytest.fixture
+def small(experiment, tmp_path, sized):
+    """small(model, size, **settings): the smoke run of a small model on images of this size; where its results lie."""
+
+    def run(model, size, to="results", **more):
+        try:
+            asked = settings(sized(*size), tmp_path / to, model=model, **SMALL.get(model, {}), **more)
+            experiment.run(config_updates=asked, named_configs=["smoke"])
+        except Refused as refused:
+            if "pip install" not in str(refused):
+                raise
+            pytest.skip(str(refused))
+        return tmp_path / to
+
+    return run
+
+
+@pytest.mark.parametrize("model", names("model"))
+def test_a_models_passes_differ_and_a_killed_run_ends_as_one_that_was_not(small, tmp_path, model):
+    """Cut after its first test, without a checkpoint, it trains the cycle again, to ask the same and go on alike."""
+    results = small(model, (128, 128), heuristic="bald")
+    whole, folder = ledger_bytes(results), results / "bald_0"
+    with open(folder / "queries" / "cycle_000.csv") as file:
+        scores = [float(row["score"]) for row in csv.DictReader(file)]
+    assert min(scores) > 0 and len(set(scores)) == len(scores) > 10
+    shutil.copytree(results, tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "bald_0" / "checkpoint")
+    cut = b"".join(whole.splitlines(keepends=True)[:2])
+    (tmp_path / "killed" / "bald_0" / "ledger.jsonl").write_bytes(cut)
+    assert ledger_bytes(small(model, (128, 128), to="killed", heuristic="bald")) == whole
+    first, second = (e["weights"] for e in events(results) if e["event"] == "evaluated")
+    assert first != second
+
+
+@pytest.mark.parametrize("model", names("model"))
+def test_a_models_features_choose_among_images_of_odd_sizes(small, model):
+    results = small(model, (97, 131), heuristic="coreset")
+    asked = [query["id"] for e in events(results, "coreset") if "queries" in e for query in e["queries"]]
+    assert len(set(asked)) == 4

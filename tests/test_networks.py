@@ -1,16 +1,22 @@
 """Networks other than ours: whatever dropout they have is keyed, whatever size they need they get."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from experiments.acquisition import trial
 from experiments.acquisition.prediction import pass_keys
 from experiments.errors import Refused
 from experiments.network import checkpoint
 from experiments.network.dropout import patch, sites
 from experiments.network.inference import Network
+from experiments.network.layers import layer_outputs
 from experiments.network.ready import make_ready, train
+from experiments.records.compare import refuse_other_origin
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 CPU = torch.device("cpu")
@@ -177,13 +183,32 @@ def test_a_checkpoint_holds_what_training_changes_once(tmp_path):
     moments |= {"encoder.1.num_batches_tracked", "norm.num_batches_tracked"}
     trained = {f"{part}.{name}" for part in ("body", "norm", "head") for name in ("weight", "bias")} | {"tied.bias"}
     assert first.keys() == trained | moments
-    assert checkpoint.frozen(model).keys() == {f"encoder.{i}.{name}" for i in (0, 1) for name in ("weight", "bias")}
     save_file(checkpoint.kept(model), tmp_path / "weights.safetensors")
     other = HalfFrozen()
     other.encoder.load_state_dict(model.encoder.state_dict())
     checkpoint.load(other, load_file(tmp_path / "weights.safetensors"))
     with torch.inference_mode():
         torch.testing.assert_close(other.eval()(images()), model.eval()(images()))
+
+
+def test_a_ledger_knows_frozen_and_pretrained_weights_by_their_hashes(tmp_path):
+    model = HalfFrozen()
+    assert checkpoint.origin(nn.Conv2d(3, 2, 1)) == {}
+    (key,) = began = checkpoint.origin(model)
+    assert key == "frozen" and len(began[key]) == 64
+    with torch.no_grad():
+        model.head.weight.add_(1)
+        assert checkpoint.origin(model) == began
+        model.encoder[0].bias[0] += 1e-3
+    model.pretrained = {"weights.pth": "ab" * 32}
+    now = checkpoint.origin(model)
+    assert now["frozen"] != began["frozen"] and now["pretrained"] == {"weights.pth": "ab" * 32}
+    refuse_other_origin(tmp_path, {"queries": []} | now, now)
+    refuse_other_origin(tmp_path, {"queries": []}, {})
+    with pytest.raises(
+        Refused, match="began with other weights .frozen .*, pretrained.weights.pth None -> abababab.: put"
+    ):
+        refuse_other_origin(tmp_path, {"queries": []} | began, now)
 
 
 def test_a_frozen_batch_norm_keeps_its_statistics():
@@ -205,3 +230,119 @@ def test_weights_of_another_network_are_refused_by_their_first_differences():
     state = checkpoint.kept(model) | {"head.weight": torch.zeros(3, 4, 1, 1)}
     with pytest.raises(RuntimeError, match=r"^head.weight is \(3, 4, 1, 1\), not \(2, 4, 1, 1\)$"):
         checkpoint.load(model, state)
+
+
+class Nested(nn.Module):
+    """An encoder that gives a list, a trunk that gives a dict with a list, and a layer of tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.trunk, self.tokens, self.idle = (nn.Identity() for _ in range(4))
+        self.head = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        maps = self.encoder([x, F.avg_pool2d(x, 2)])
+        self.trunk({"maps": (maps[1], 2 * maps[0]), "sizes": [3, 4]})
+        self.tokens(x.flatten(2))
+        return self.head(x)
+
+
+def test_layers_that_put_out_lists_and_dicts_give_their_maps():
+    model, x = Nested(), images()
+    with layer_outputs(model, ["trunk", "encoder"]) as maps:
+        model(x)
+        half = F.avg_pool2d(x, 2)
+        for found, right in zip(maps(), [half, 2 * x, x, half], strict=True):
+            torch.testing.assert_close(found, right)
+    for path, said in (("tokens", r"puts out no map \(B, D, h, w\) but \(2, 3, 480\)"), ("idle", "takes no part")):
+        with pytest.raises(Refused, match=f"names {path}, which {said}"), layer_outputs(model, path) as maps:
+            model(x)
+            maps()
+
+
+class Sized(nn.Module):
+    """What crosses to the part behind the dropout: maps, windows of them, a size, a table of as many rows as images."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.table = nn.Conv2d(3, 4, 3, padding=1), nn.Parameter(torch.randn(2, 4, 1, 1))
+        self.drop, self.head = nn.Dropout(0.5), nn.Conv2d(4, 2, 1)
+        self.none, self.off = nn.Identity(), nn.Dropout(0.0)
+
+    def forward(self, x):
+        height, width = x.shape[-2:]
+        y, table = self.off(self.body(self.none(x))), self.table.sigmoid()
+        windows = y.view(-1, 1, 4, height, width)
+        z = self.drop(F.conv2d(self.drop(y), table).repeat(1, 2, 1, 1)) + windows[:, 0]
+        return F.interpolate(self.head(F.avg_pool2d(z, 2)), size=(height, width))
+
+
+def test_only_what_is_of_an_image_is_repeated_for_folded_passes():
+    torch.manual_seed(0)
+    model, now = ready(Sized()), keys(passes=5)
+    network, seen = Network(model), []
+    rest = network.rest
+    network.rest = lambda *known: seen.append([v.shape[0] if hasattr(v, "shape") else v for v in known]) or rest(*known)
+    with torch.inference_mode():
+        ours = torch.stack(list(network.passes(images(), now)))
+        for k, steering in enumerate(now):
+            model.dropout_keys.now = steering
+            torch.testing.assert_close(ours[k], model(images()), atol=1e-5, rtol=1e-5)
+    assert len(seen) == 1 and sorted(seen[0]) == [2, 10, 10, 20, 24] and ours.std(0).max() > 0
+
+
+class Branching(nn.Module):
+    """An encoder that torch.fx cannot look into, and gives a list; dropout behind it."""
+
+    calls = 0
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            Branching.calls += 1
+            y = self.conv(x) if float(x.detach().abs().sum()) >= 0 else x
+            return [y, y.relu()]
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.drop, self.head = self.Encoder(), nn.Dropout(0.5), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        maps = self.encoder(x)
+        return self.head(self.drop(maps[0]) + maps[1])
+
+
+def test_what_cannot_be_looked_into_is_taken_as_a_whole_and_still_computed_once():
+    torch.manual_seed(0)
+    model, now = ready(Branching()), keys(passes=5)
+    network = Network(model)
+    with torch.inference_mode():
+        list(network.passes(images(), now))
+        Branching.calls = 0
+        ours = torch.stack(list(network.passes(images(), now)))
+        assert Branching.calls == 1
+        for k, steering in enumerate(now):
+            model.dropout_keys.now = steering
+            torch.testing.assert_close(ours[k], model(images()), atol=1e-5, rtol=1e-5)
+    assert ours.std(0).max() > 0
+
+
+class Wandering(Branching):
+    """As it, with the branch where the dropout is, and one that torch draws itself."""
+
+    def forward(self, x):
+        y = super().forward(F.dropout(x, 0.5, self.training))
+        return y if float(y.sum()) < 1e9 else -y
+
+
+@pytest.mark.parametrize("kind", [Branching, Wandering])
+def test_what_passes_cannot_share_or_leave_out_is_said(kind, capsys):
+    file = SimpleNamespace(build=lambda channels, classes: kind(), MEAN=PLAIN[0], STD=PLAIN[1], __file__="models/x.py")
+    splits = SimpleNamespace(classes=("background", "gland"), channels=3)
+    assert trial.try_model(file, "x", splits, np.zeros((33, 40, 3), np.uint8), (16, 16))
+    said = capsys.readouterr().out
+    assert ("every stochastic pass computes the whole network" in said) == (kind is Wandering)
+    assert ("draws by functions of its own" in said) == (kind is Wandering)

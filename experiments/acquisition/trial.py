@@ -10,6 +10,7 @@ from experiments.acquisition.prediction import floats, moments
 from experiments.components import ROOT, broken
 from experiments.errors import Refused
 from experiments.network.device import memory_explained, ran_out_of_memory
+from experiments.network.layers import layer_outputs
 from experiments.network.ready import make_ready, train
 from experiments.records.progress import say
 
@@ -82,9 +83,11 @@ def refuse_large_crop(name, splits, image):
 def try_model(file, name, splits, image, window):
     """Let a model, built for this alone, see the image (H, W, channels) uint8 and train on two blank windows.
 
-    Says what it draws by itself, and returns whether its passes differ. torch's generator stays as it was.
+    Says what it draws by itself, and if no part of it can be shared by the passes. Returns whether its passes differ.
+    torch's generator stays as it was.
     """
     from experiments.network.dropout import sites  # defines a module, so it needs torch at once
+    from experiments.network.folding import traced
 
     classes, channels = len(splits.classes), splits.channels
     with torch.random.fork_rng(devices=[]), explained("model", name):
@@ -96,19 +99,29 @@ def try_model(file, name, splits, image, window):
         if not any(p.requires_grad for p in model.parameters()):
             wrong(file, "the model has no parameter that is trained")
         model, _ = make_ready(model, file.MEAN, file.STD, torch.device("cpu"))
-        try_answers(file, model.eval(), floats(torch.from_numpy(part_of(image))[None]), classes)
+        with layer_outputs(model, known_layers(file, model)) as maps:
+            try_answers(file, model.eval(), floats(torch.from_numpy(part_of(image))[None]), classes)
+            maps()
         train(model)
         state = torch.get_rng_state()
         try_answers(file, model, torch.zeros(2, channels, *(min(side, TRAINED) for side in window)), classes)
         alone = not torch.equal(state, torch.get_rng_state())
-    modules = dict(model.named_modules())
+    if sites(model) and traced(model.eval()) is None:
+        say(f"model={name} cannot be looked into by torch.fx: every stochastic pass computes the whole network.")
+    if alone:
+        say(f"model={name} draws by functions of its own while it trains: stochastic passes leave that out.")
+    return bool(sites(model))
+
+
+def known_layers(file, model):
+    """The paths of all LAYERS of a model's file; refuses one that the model has not."""
+    modules, known = dict(model.named_modules()), []
     for layer, paths in getattr(file, "LAYERS", {}).items():
         for path in [paths] if isinstance(paths, str) else paths:
             if path not in modules:
                 wrong(file, f"LAYERS[{layer!r}] names {path}, and the model has no such module")
-    if alone:
-        say(f"model={name} draws by functions of its own while it trains: stochastic passes leave that out.")
-    return bool(sites(model))
+            known.append(path)
+    return known
 
 
 def part_of(image):

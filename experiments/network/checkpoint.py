@@ -35,9 +35,11 @@ def load(model, state):
     model.load_state_dict(state, strict=False)
 
 
-def frozen(model):
-    """{name: tensor} of the parameters that no training changes."""
-    return {name: tensor.detach() for name, tensor in model.named_parameters() if not tensor.requires_grad}
+def origin(model):
+    """What a run's weights come from, as JSON values: sha256 of the frozen ones and of the files it was told of."""
+    fixed = {name: tensor for name, tensor in model.named_parameters() if not tensor.requires_grad}
+    files = dict(getattr(model, "pretrained", {}))
+    return ({"frozen": hash_weights(fixed)} if fixed else {}) | ({"pretrained": files} if files else {})
 
 
 def pack(model, learner):
@@ -58,7 +60,7 @@ def hash_weights(state):
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # numpy knows no bfloat16
     return digest.hexdigest()
 
 

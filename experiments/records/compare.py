@@ -103,6 +103,19 @@ def refuse_other_making(folder, events, made, anyway=False):
     return f"{folder} was made {what}: it goes on, and the ledger records that."
 
 
+def refuse_other_origin(folder, began, now):
+    """Raise Refused if frozen or pretrained weights are not those of the ledger's first line, {"pretrained": ...}."""
+    was, now = ({k: v for k, v in e.items() if k in ("frozen", "pretrained")} for e in (began, now))
+    was, now = dict(flat(was)), dict(flat(now))
+    changed = [
+        f"{k} {_short(was.get(k))} -> {_short(now.get(k))}" for k in sorted(was | now) if was.get(k) != now.get(k)
+    ]
+    if changed:
+        raise Refused(
+            f"{folder} began with other weights ({shorten(changed)}): put those back, or set label=... for a new run."
+        )
+
+
 def refuse_other_ids(path, events, ids):
     """Raise Refused, with the line's number, if a query names an image that is not there, or one for a second time."""
     known, asked = set(ids), set()

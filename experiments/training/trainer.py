@@ -52,7 +52,7 @@ ALLOWED = {
     "lr": Range(least=0),
     "momentum": Range(least=0, below=1),
     "weight_decay": Range(least=0),
-    "clip": Range(above=0, zero="gradients as they are"),
+    "clip": Range(least=0),
     "schedule": ("constant", "step", "cosine", "poly"),
     "warmup": Range(least=0),
     "step_size": Range(least=1),
