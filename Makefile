@@ -12,11 +12,7 @@ $(VENV)/ready: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-<<<<<<< HEAD
-$(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt requirements-hf.txt
-=======
-$(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt requirements-pretrained.txt
->>>>>>> eng
+$(VENV)/ready-dev: $(VENV)/ready $(wildcard requirements-*.txt)
 	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
 	touch $@
 

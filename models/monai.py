@@ -1,8 +1,8 @@
 """MONAI's two-dimensional networks by name: U-Nets, SegResNet, Swin UNETR, not pretrained.
 
 Cardoso et al. 2022, https://arxiv.org/abs/2211.02701. UNet is Kerfoot et al. 2019, AttentionUnet Oktay et al. 2018,
-SegResNet Myronenko 2018, DynUNet nnU-Net's (Isensee et al. 2021), SwinUNETR Hatamizadeh et al. 2022; FlexibleUNet is a
-U-Net on a ResNet.
+BasicUNet Falk et al. 2019, SegResNet Myronenko 2018, DynUNet nnU-Net's (Isensee et al. 2021), SwinUNETR Hatamizadeh et
+al. 2022; FlexibleUNet is a U-Net on a ResNet.
 """
 
 from importlib.util import find_spec
@@ -34,6 +34,10 @@ NETWORKS = {
     "AttentionUnet": (
         lambda w, p, backbone: {"channels": [w << level for level in range(5)], "strides": [2] * 4, "dropout": p},
         [f"model{2 * LEVEL}.0", f"model{3 * LEVEL}.0", f"model{4 * LEVEL}", "model.1"],
+    ),
+    "BasicUNet": (
+        lambda w, p, backbone: {"features": [w, w, 2 * w, 4 * w, 8 * w, w], "dropout": p},
+        ["down_2", "down_3", "down_4", "upcat_1"],
     ),
     "SegResNet": (
         lambda w, p, backbone: {"init_filters": w, "dropout_prob": p},
