@@ -103,7 +103,9 @@ def build(channels, classes, architecture, encoder, weights, p, p_features, deco
         said = " ".join(str(error).split())[:160]
         fix = f"There are {listed(known)}" if encoder not in known else "Name other weights, or none"
         raise Refused(f"smp.encoder={encoder} cannot be had ({said}).{hint(encoder, known)} {fix}.") from error
+    net.encoder._drop_connect_rate = 0.0  # of EfficientNets: a function that draws, which no key reaches
     model = Network(net, classes, p, p_features, auxiliary, encoder_lr)
+    model.multiple = 128 if architecture == "PAN" else 32  # it pools its deepest map three times
     if weights:
         model.pretrained = {f"{encoder} {weights}": read(net.encoder, weights, published)}
     mean, std = normalisation(smp, net.encoder, encoder, weights)
@@ -142,7 +144,7 @@ def normalisation(smp, encoder, name, weights):
 def freeze_unused(model, channels):
     """Freeze the parameters that no logits depend on, as the last stages of an encoder under a PSPNet."""
     model.eval()
-    model(torch.zeros(1, channels, 64, 64)).sum().backward()
+    model(torch.zeros(1, channels, 128, 128)).sum().backward()
     for path, parameter in model.named_parameters():
         if parameter.grad is None and not path.startswith("auxiliary."):
             parameter.requires_grad_(False)
@@ -152,8 +154,6 @@ def freeze_unused(model, channels):
 
 class Network(nn.Module):
     """An encoder-decoder with dropout on the encoder's maps and before the head, and features of the same names."""
-
-    multiple = 32
 
     def __init__(self, net, classes, p, p_features, auxiliary=0.0, encoder_lr=1.0):
         super().__init__()

@@ -28,6 +28,7 @@ SMALL = {  # settings of each model that make its tests cheap; none: as they are
     "lite": {"lite.width": 4},
     "modunet": {"modunet.width": 4},
     "monai": {"monai.width": 4},
+    "smp": {"smp.encoder": "mobilenet_v2"},
     "unet": {},  # smoke has them
 }
 
