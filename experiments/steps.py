@@ -6,6 +6,7 @@ import math
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments import evaluation, metrics
 from experiments.acquisition import needs, querying, showing, trial
 from experiments.components import PRESETS, load, written
 from experiments.errors import Refused
+from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling, memory_explained
 from experiments.network.ready import make_ready
@@ -27,7 +28,7 @@ from experiments.records.files import write
 from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
-from experiments.store import IGNORE, Splits, Store, refuse_ignored_foreground
+from experiments.store import IGNORE, Splits, Store, cache, refuse_ignored_foreground
 from experiments.training import trainer, weights
 
 
@@ -119,8 +120,9 @@ def prepare(config, run, components, usual):
             check_compiling(f"{part}.compiled")
     splits = find_images(config, components)
     place = config["seed"], splits.name
+    make_store = partial(Store, device=device, classes=splits.classes)
     with memory_explained(lambda: "reading the images"):
-        stores = [split and Store(split, device, classes=splits.classes) for split in splits[:3]]
+        stores = cache.read(splits, components["dataset"], config["cache_dir"], make_store)
     train, val, test = stores
     for annotated in filter(None, (val, test)):
         annotated.label(range(len(annotated)))
@@ -211,6 +213,7 @@ def initial(state):
         )
         named = {
             "classes": state.splits.classes,
+            "channels": state.splits.channels,
             "test": state.test.ids if state.test else [],
             "constant_dice": state.run.info.get("constant_dice"),
             "headline": f"test.{state.splits.headline}",

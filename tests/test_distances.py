@@ -9,8 +9,8 @@ from conftest import events
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from analysis import runs
-from experiments import evaluation, metrics
 from experiments.errors import Refused
+from experiments.evaluation import evaluation, metrics
 from experiments.store import IGNORE
 
 FOREGROUND = slice(1, 255)

@@ -11,8 +11,8 @@ from sklearn.metrics import jaccard_score, precision_score, recall_score
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from experiments import metrics
 from experiments.errors import Refused
+from experiments.evaluation import metrics
 from experiments.store import IGNORE, foreground
 from experiments.training.losses import LOSSES
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import metrics
 from experiments.acquisition import selection
 from experiments.acquisition.pool import Pool, open_pool
 from experiments.acquisition.prediction import Prediction, ingredient, pass_keys, predict, two_sided
 from experiments.components import defaults, load
 from experiments.errors import Refused
+from experiments.evaluation import metrics
 from experiments.network import dropout
 from experiments.network.ready import make_ready
 from experiments.store import Item, Split, Store

@@ -9,8 +9,9 @@ import torch
 from conftest import ledger_bytes
 
 from data import glas
-from experiments import metrics, store
+from experiments import store
 from experiments.errors import Refused
+from experiments.evaluation import metrics
 from experiments.network.device import ran_out_of_memory
 from experiments.records import progress
 from experiments.records.progress import Progress, duration, plan

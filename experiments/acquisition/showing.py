@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from experiments import metrics
 from experiments.acquisition import querying, selection
 from experiments.acquisition.prediction import winner
+from experiments.evaluation import metrics
 from experiments.records.files import write
 
 SHOWN = 8  # images of a query in its pictures

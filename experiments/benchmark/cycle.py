@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from experiments import evaluation
 from experiments.acquisition import selection
 from experiments.benchmark import peers, timing, work
+from experiments.evaluation import evaluation
 from experiments.network.inference import Network
 from experiments.training import augment, trainer
 

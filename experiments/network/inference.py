@@ -45,7 +45,8 @@ class Network:
 
         With `balanced` masks the keys of the first pass serve all.
         """
-        for hook in self.model._forward_pre_hooks.values():
+        height, width = x.shape[-2:]
+        for hook in self.model._forward_pre_hooks.values():  # which normalise it and grow it to the model's multiple
             (x,) = hook(self.model, (x,))
         try:
             with device.autocast(x.device, self.precision):
@@ -55,8 +56,8 @@ class Network:
                 self.keys.now, self.keys.shift = now, shift
                 with device.autocast(x.device, self.precision):
                     logits = self.rest(*rows)
-                for hook in self.model._forward_hooks.values():
-                    logits = hook(self.model, (x,), logits)
+                if x.shape[-2:] != (height, width):
+                    logits = logits[..., :height, :width]
                 yield from logits.unflatten(0, (-1, len(x))) if len(logits) > len(x) else [logits]
         finally:
             self.keys.now, self.keys.shift, self.keys.bits = None, None, None
@@ -88,14 +89,8 @@ class Network:
             chunk = (self.mc_chunk or device.at_once(x[:, 0].numel(), x.device)) if by_image else 1
             for part in keys.to(x.device).split(chunk):
                 more = len(part)
-                rows = (
-                    known
-                    if more == 1
-                    else [
-                        torch.cat([value] * more) if each else value
-                        for value, each in zip(known, by_image, strict=True)
-                    ]
-                )
+                pairs = zip(known, by_image, strict=True)
+                rows = [torch.cat([value] * more) if each else value for value, each in pairs] if more > 1 else known
                 yield part.flatten(), None, rows
 
     def by_image(self, x):

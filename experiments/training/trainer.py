@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments import metrics
 from experiments.acquisition.prediction import pass_keys, predict, two_sided, winner
 from experiments.errors import Refused
+from experiments.evaluation import metrics
 from experiments.network import checkpoint, ready
 from experiments.network.device import PRECISIONS, autocast, compiled_for, ran_out_of_memory
 from experiments.network.layers import layer_outputs

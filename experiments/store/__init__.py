@@ -6,7 +6,7 @@ A dataset file describes its images (`Item`, `Split`, `Splits`) and states its c
     CHANNELS  of an image
     IGNORE    the mask value that nothing counts, 255, from here
     HAS       what strategies may ask of it: "groups" if items have one, "validation" if there may be a val
-    HEADLINE  the measure that judges its runs: "dice" (the default), "miou" or "class_dice", see metrics.py
+    HEADLINE  the measure that judges its runs: "dice" (the default), "miou" or "class_dice", see evaluation/metrics.py
     VOLUMES   True where items are slices and their source is the volume: each volume is then measured whole, too
 
 Where classes, channels or headline depend on settings, its `Splits` carry them and stand before the constants.

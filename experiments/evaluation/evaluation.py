@@ -6,9 +6,9 @@ The Bayesian model average is over probabilities: Wilson & Izmailov 2020, https:
 import torch
 from sacred import Ingredient
 
-from experiments import metrics
 from experiments.acquisition.prediction import pass_keys, predict, winner
 from experiments.errors import Refused
+from experiments.evaluation import metrics
 from experiments.settings import Range
 
 ingredient = Ingredient("evaluation")
