@@ -11,7 +11,7 @@ FREE |= {"resume"}
 # recorded, but not in the way of going on: what is computed at once changes the last digits of a score at most, and
 # `threads` counts as what it makes of the machine at hand. trainer.compiled is not among them: training with it is
 # training with other last digits, which is another run after some epochs
-UNCOMPARED = {"threads", "prediction.batch", "prediction.mc_chunk", "prediction.compiled", "evaluation.batch"}
+UNCOMPARED = {"study", "threads", "prediction.batch", "prediction.mc_chunk", "prediction.compiled", "evaluation.batch"}
 
 
 def recorded(settings):
