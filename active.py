@@ -73,6 +73,7 @@ def settings():
     label = heuristic  # results are <results_dir>/<label>_<run>.npy and a folder of that name
     results_dir = "results"
     runs_dir = "runs"  # Sacred's own record of the run in files, "" for none
+    cache_dir = ""  # keeps decoded images there, from which later runs on the same data take them; "" for none
     mongo_url = ""  # mongodb://... adds the run to a MongoDB, as Omniboard reads it
     tensorboard_dir = ""  # TensorBoard's event files as well; needs tensorboardX
     tags = ""  # words, with commas between, to find the run by in Omniboard; `-c "..."` adds a note

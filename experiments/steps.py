@@ -6,6 +6,7 @@ import math
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,14 +20,15 @@ from experiments.errors import Refused
 from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling, memory_explained
+from experiments.network.ready import make_ready
 from experiments.randomness import generator, key
 from experiments.records import ledger
-from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks
+from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks, refuse_other_origin
 from experiments.records.files import write
 from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
-from experiments.store import IGNORE, Splits, Store, refuse_ignored_foreground
+from experiments.store import IGNORE, Splits, Store, cache, refuse_ignored_foreground
 from experiments.training import trainer, weights
 
 
@@ -46,6 +48,7 @@ class State:
     classes: int
     model: Any
     first_weights: dict  # the weights that every cycle starts from
+    origin: dict  # where those that were not drawn come from
     ledger: Ledger
     progress: Progress
     trained_cycle: int | None = None  # the cycle whose trained weights are in the model
@@ -117,8 +120,9 @@ def prepare(config, run, components, usual):
             check_compiling(f"{part}.compiled")
     splits = find_images(config, components)
     place = config["seed"], splits.name
+    make_store = partial(Store, device=device, classes=splits.classes)
     with memory_explained(lambda: "reading the images"):
-        stores = [split and Store(split, device, classes=splits.classes) for split in splits[:3]]
+        stores = cache.read(splits, components["dataset"], config["cache_dir"], make_store)
     train, val, test = stores
     for annotated in filter(None, (val, test)):
         annotated.label(range(len(annotated)))
@@ -138,11 +142,16 @@ def prepare(config, run, components, usual):
             go_on(ledger, config, made, masks, {"val": val, "test": test})
         torch.manual_seed(key(*place, "weights") % 2**63)
         model = model_file.build(channels=splits.channels, classes=classes)
-        model, first = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)
+        model, first = make_ready(model, model_file.MEAN, model_file.STD, device)
+        origin = checkpoint.origin(model)
+        if ledger.events:
+            refuse_other_origin(ledger.folder, ledger.events[0], origin)
         active = ActiveLearningDataset(range(size))
         gc.freeze()  # what was imported is no garbage: looking for some takes a tenth of the time
         try:
-            yield State(config, run, components, place, splits, *stores, active, classes, model, first, ledger, bar)
+            yield State(
+                config, run, components, place, splits, *stores, active, classes, model, first, origin, ledger, bar
+            )
         finally:
             gc.unfreeze()
 
@@ -204,9 +213,11 @@ def initial(state):
         )
         named = {
             "classes": state.splits.classes,
+            "channels": state.splits.channels,
             "test": state.test.ids if state.test else [],
             "constant_dice": state.run.info.get("constant_dice"),
             "headline": f"test.{state.splits.headline}",
+            **state.origin,
         }
         event = state.ledger.append("start", queries=queries, **named)
     return event["queries"]

@@ -1,14 +1,26 @@
-"""The U-Net has its published size, steerable dropout sites, and answers at the size of its input."""
+"""Every file in models/ runs, repeats and resumes at any size of image; the U-Net is the published one."""
 
+import csv
+import shutil
+
+import numpy as np
 import pytest
 import torch
+from conftest import events, ledger_bytes, settings
+from PIL import Image
 from torch import nn
 
+from experiments.components import names
+from experiments.errors import Refused
 from experiments.network.dropout import KeyedDropout, patch
 from models import unet
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 SITES = 11
+SMALL = {  # settings of each model that make its tests cheap; none: as they are
+    "lite": {"lite.width": 4},
+    "unet": {},  # smoke has them
+}
 
 
 def count(model, kind):
@@ -96,3 +108,66 @@ def test_patching_keeps_the_weights_names():
     model, other = unet.UNet(3, 2, 2, 0.1), unet.UNet(3, 2, 2, 0.1)
     patch(model)
     model.load_state_dict(other.state_dict())
+
+
+# ---- every model
+
+
+@pytest.fixture(scope="session")
+def sized(tmp_path_factory, phantom_root):
+    """sized(height, width): as phantom_root, every image and mask cut or mirrored to this size."""
+    made = {}
+
+    def sized(height, width):
+        if (height, width) not in made:
+            root = made[height, width] = tmp_path_factory.mktemp(f"Phantom_{height}_{width}")
+            shutil.copytree(phantom_root, root, dirs_exist_ok=True)
+            for path in root.rglob("*.bmp"):
+                pixels = np.array(Image.open(path))
+                more = [(0, max(0, wanted - side)) for wanted, side in zip((height, width), pixels.shape, strict=False)]
+                pixels = np.pad(pixels, more + [(0, 0)] * (pixels.ndim - 2), mode="reflect")[:height, :width]
+                Image.fromarray(pixels).save(path)
+        return made[height, width]
+
+    return sized
+
+
+@pytest.fixture
+def small(experiment, tmp_path, sized):
+    """small(model, size, **settings): the smoke run of a small model on images of this size; where its results lie."""
+
+    def run(model, size, to="results", **more):
+        try:
+            asked = settings(sized(*size), tmp_path / to, model=model, **SMALL.get(model, {}), **more)
+            experiment.run(config_updates=asked, named_configs=["smoke"])
+        except Refused as refused:
+            if "pip install" not in str(refused):
+                raise
+            pytest.skip(str(refused))
+        return tmp_path / to
+
+    return run
+
+
+@pytest.mark.parametrize("model", names("model"))
+def test_a_models_passes_differ_and_a_killed_run_ends_as_one_that_was_not(small, tmp_path, model):
+    """Cut after its first test, without a checkpoint, it trains the cycle again, to ask the same and go on alike."""
+    results = small(model, (128, 128), heuristic="bald")
+    whole, folder = ledger_bytes(results), results / "bald_0"
+    with open(folder / "queries" / "cycle_000.csv") as file:
+        scores = [float(row["score"]) for row in csv.DictReader(file)]
+    assert min(scores) > 0 and len(set(scores)) == len(scores) > 10
+    shutil.copytree(results, tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "bald_0" / "checkpoint")
+    cut = b"".join(whole.splitlines(keepends=True)[:2])
+    (tmp_path / "killed" / "bald_0" / "ledger.jsonl").write_bytes(cut)
+    assert ledger_bytes(small(model, (128, 128), to="killed", heuristic="bald")) == whole
+    first, second = (e["weights"] for e in events(results) if e["event"] == "evaluated")
+    assert first != second
+
+
+@pytest.mark.parametrize("model", names("model"))
+def test_a_models_features_choose_among_images_of_odd_sizes(small, model):
+    results = small(model, (97, 131), heuristic="coreset")
+    asked = [query["id"] for e in events(results, "coreset") if "queries" in e for query in e["queries"]]
+    assert len(set(asked)) == 4

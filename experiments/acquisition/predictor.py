@@ -10,7 +10,7 @@ import torch
 from experiments.acquisition import views
 from experiments.acquisition.prediction import floats, moments, pass_keys, predict, two_sided
 from experiments.errors import Refused
-from experiments.network.checkpoint import refuse_not_finite, unpack
+from experiments.network.checkpoint import load, refuse_not_finite, unpack
 from experiments.network.layers import layer_outputs
 from experiments.reading import MAX_WEIGHTS, regular
 
@@ -83,7 +83,7 @@ class Predictor:
             model = deepcopy(self.frame())
             try:
                 state = unpack(load_file(regular(weights, MAX_WEIGHTS)))[0]
-                model.load_state_dict(state)
+                load(model, state)
             except (OSError, SafetensorError, RuntimeError) as error:
                 reason = str(error).splitlines()[0]
                 raise Refused(

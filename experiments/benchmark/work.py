@@ -10,8 +10,8 @@ import torch
 from experiments.acquisition import prediction, selection
 from experiments.acquisition.pool import open_pool
 from experiments.components import defaults, load
+from experiments.network.ready import make_ready
 from experiments.store import Item, Split, Store
-from experiments.training import trainer
 
 PLACE = (0, "benchmark", 0)
 UNET, BALD, TOP = load("model", "unet"), load("heuristic", "bald"), load("batch", "top")
@@ -53,7 +53,7 @@ def models(width, device):
 
 def ready(plain, device):
     """A copy of a plain model as AskMask runs it."""
-    return trainer.make_ready(deepcopy(plain), UNET.MEAN, UNET.STD, device)[0]
+    return make_ready(deepcopy(plain), UNET.MEAN, UNET.STD, device)[0]
 
 
 def pool_of(store, network, passes, place=PLACE, scorers=None, **settings):

@@ -215,8 +215,8 @@ class SelectiveExperiment(Experiment):
     def _choose(self, asked, preset_of):
         """Attach the components that `asked` names; the model is imported last, for it needs torch.
 
-        `preset_of` {setting or group of settings: preset} says what nobody typed. A preset's settings for what a typed
-        word replaces are taken out of `asked`.
+        `preset_of` {setting or group of settings: preset} says what nobody typed. A preset's settings of what takes no
+        part are taken out of `asked`.
         """
         own, ranges = defaults(self), allowed(self)
         top = {key: value for key, value in asked.items() if not isinstance(value, dict)}
@@ -230,7 +230,7 @@ class SelectiveExperiment(Experiment):
             if chosen[entry] not in names(entry):
                 load(entry, chosen[entry])
         taking_part = self._named(chosen, asked)
-        self._drop_replaced(asked, {name for _, name in taking_part.values()}, chosen, preset_of)
+        self._drop_unused(asked, {name for _, name in taking_part.values()}, chosen, preset_of)
         for section in sorted(asked.keys() - top.keys(), key=lambda s: s == chosen["model"]):
             if section in own:
                 raise Refused(f"{section} is one setting, no group of them: type {section}=...")
@@ -251,21 +251,20 @@ class SelectiveExperiment(Experiment):
         self.ingredients = list(dict.fromkeys([*self.always, *attached]))
         self._refuse_shared_names({*own, *(part.path for part in self.always)})
 
-    def _drop_replaced(self, asked, taking_part, chosen, preset_of):
+    def _drop_unused(self, asked, taking_part, chosen, preset_of):
         for section, preset in preset_of.items():
             entries = [entry for entry in FOLDERS if section in names(entry)]
             if not isinstance(asked[section], dict) or section in taking_part or not entries:
                 continue
             typed = [entry for entry in entries if entry in asked and entry not in preset_of]
             later = [entry for entry in entries if preset_of.get(entry, preset) != preset]
-            if typed:
-                said = f"{typed[0]}={chosen[typed[0]]} replaces {section}: what {preset} sets of it is left out."
-                print(said, flush=True)
-                del asked[section]
-            elif later:
-                other = f"{preset_of[later[0]]} sets {later[0]}={chosen[later[0]]} after {preset}"
-                fix = f"name one of the two presets, or add {later[0]}={section}"
+            if later == ["dataset"] and not typed:
+                other = f"{preset_of['dataset']} sets dataset={chosen['dataset']} after {preset}"
+                fix = f"name one of the two presets, or add dataset={section}"
                 raise Refused(f"{other}, whose settings of {section} then take no part: {fix}.")
+            entry = [*typed, *later, *entries][0]
+            print(f"{entry}={chosen[entry]}, so what {preset} sets of {section} is left out.", flush=True)
+            del asked[section]
 
     def _refuse_shared_names(self, own):
         files = {}

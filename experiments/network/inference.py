@@ -1,7 +1,8 @@
 """A trained network made ready for many passes: what no dropout reaches is computed once, small batches fold passes.
 
 The part before the first dropout is found from the traced network (folding.py), not assumed; a network that torch.fx
-cannot trace is run as it is.
+cannot trace is run as it is. What crosses from there to the rest is repeated for folded passes if it grows with the
+number of images, which is tried out once.
 """
 
 from weakref import WeakKeyDictionary
@@ -52,6 +53,8 @@ class Network:
                 self.keys.now, self.keys.shift = now, shift
                 with device.autocast(x.device, self.precision):
                     logits = self.rest(*rows)
+                for hook in self.model._forward_hooks.values():
+                    logits = hook(self.model, (x,), logits)
                 yield from logits.unflatten(0, (-1, len(x))) if len(logits) > len(x) else [logits]
         finally:
             self.keys.now, self.keys.shift, self.keys.bits = None, None, None
@@ -65,11 +68,36 @@ class Network:
             for k in range(len(keys)):
                 yield keys[0], turn(k / len(keys), x.device), known
         else:
-            foldable = all(isinstance(value, torch.Tensor) and len(value) == len(x) for value in known)
-            chunk = (self.mc_chunk or device.at_once(x[:, 0].numel(), x.device)) if foldable else 1
+            by_image = self.by_image(x)
+            chunk = (self.mc_chunk or device.at_once(x[:, 0].numel(), x.device)) if by_image else 1
             for part in keys.to(x.device).split(chunk):
                 more = len(part)
-                yield part.flatten(), None, known if more == 1 else [torch.cat([value] * more) for value in known]
+                rows = (
+                    known
+                    if more == 1
+                    else [
+                        torch.cat([value] * more) if each else value
+                        for value, each in zip(known, by_image, strict=True)
+                    ]
+                )
+                yield part.flatten(), None, rows
+
+    def by_image(self, x):
+        """Which of the values that cross have rows of each image; [] if passes cannot be folded."""
+        if not hasattr(self.prefix, "by_image"):
+            one, two = (self.prefix(torch.cat([x[:1]] * n)) for n in (1, 2))
+            kinds = [kind(a, b) for a, b in zip(one, two, strict=True)]
+            self.prefix.by_image = [] if None in kinds else kinds
+        return self.prefix.by_image
+
+
+def kind(one, two):
+    """Of what one image and two lead to: True if it is rows of images, False if it is the same, else None."""
+    if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
+        if one.dim() and two.shape == (2 * len(one), *one.shape[1:]):
+            return True
+        return False if one.shape == two.shape and torch.equal(one, two) else None
+    return False if type(one) is type(two) and one == two else None
 
 
 def plan(model, compiled, precision, place):

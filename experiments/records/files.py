@@ -31,20 +31,25 @@ def write(path, data):
 
     Raises Refused. A killed writer leaves `<path>.part`: who holds the lock of what lies there removes it.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        part.unlink(missing_ok=True)
-        try:
-            with open(part, "xb") as file:  # never through a link that lies there
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
+        replace(path, [data])
     except OSError as error:
         raise unusable(path, error, "written", ", then the same command continues") from error
+
+
+def replace(path, parts):
+    """As `write`, by bytes that come in parts. Raises OSError."""
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)
+    try:
+        with open(part, "xb") as file:  # never through a link that lies there
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def hold(path):

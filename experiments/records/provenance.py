@@ -35,12 +35,16 @@ def made_with(config, components, device):
     }
 
 
-def hash_sources(components):
+def hash_sources(components, start=("active.py",)):
     """sha256 over the names and bytes of active.py, these modules and all of the project that they import.
 
     A heuristic that takes no part is none of them. Settings files are not either: settings are compared by value.
+    `start` may name other files than active.py, or none.
     """
-    waiting = [ROOT / "active.py", *(Path(file) for c in components if (file := getattr(c, "__file__", None)))]
+    waiting = [
+        *(ROOT / name for name in start),
+        *(Path(file) for c in components if (file := getattr(c, "__file__", None))),
+    ]
     found = {}
     while waiting:
         path = waiting.pop()

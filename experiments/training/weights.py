@@ -103,7 +103,7 @@ def restore(state, cycle):
     weights = state.ledger.load_weights(cycle, state.ledger.find("evaluated", cycle)["weights"])
     if weights is not None:
         own, more = checkpoint.unpack(weights)
-        state.model.load_state_dict(own)
+        checkpoint.load(state.model, own)
         if learns(state):
             state.learner = strategy_of(state, cycle).learner
             state.learner.load_state_dict(more)
