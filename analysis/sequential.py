@@ -9,10 +9,13 @@ outside, equivalent where all of one lies within the margin. Several methods sha
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
 from analysis import statistics
+from experiments import settings
+from experiments.errors import Refused
 
 DRAWN = 200_000  # simulated studies that the boundaries are computed from: standard error of 5 % is .05 %
 
@@ -30,6 +33,19 @@ class Design:
         """The numbers of paired runs at which it is decided, ascending."""
         first = max(2, min(self.first, self.most))
         return sorted({*range(first, self.most, self.step), self.most})
+
+
+def of_folder(results):
+    """The Design of the newest study in a folder of results that was to go on until it is decided, else None."""
+    for path in sorted(Path(results, "study").glob("*.yaml"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            said = settings.read(path)
+            numbers = {"first": len(said.get("run", [0])), "step": said.get("step", 1), "most": said.get("most", 0)}
+        except (Refused, TypeError):
+            continue
+        if said.get("until") == "decided" and all(type(n) is int and 0 < n < 10_000 for n in numbers.values()):
+            return Design(**numbers)
+    return None
 
 
 def spent(share, alpha=0.05):

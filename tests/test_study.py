@@ -3,9 +3,12 @@
 A few kills, about a minute; ASKMASK_KILLS=50 makes as many at random moments and three at each of 12 named points.
 """
 
+import io
 import json
 import os
+import pty
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -84,7 +87,7 @@ def study(phantom_root, tmp_path_factory):
 def kept(results):
     """{path: bytes} of all that the runs leave: arrays, ledgers, weights, pictures; not seconds, locks and records."""
     paths = [path for path in Path(results).rglob("*") if path.is_file()]
-    own = [path for path in paths if path.parent.name not in ("sacred", "study")]
+    own = [path for path in paths if not {"sacred", "study"} & set(path.relative_to(results).parts[:-1])]
     return {
         str(path.relative_to(results)): path.read_bytes()
         for path in own
@@ -97,6 +100,32 @@ def whole(study, tmp_path_factory):
     """(results folder, what was printed) of an undisturbed study, two runs at once."""
     results = tmp_path_factory.mktemp("study")
     return results, study(results, "--jobs", "2").ended()
+
+
+@pytest.fixture
+def study_on_terminal(whole, phantom_root, tmp_path):
+    """What a terminal gets of a study of one run."""
+    pytest.importorskip("rich")
+    asked = settings(phantom_root, tmp_path) | {
+        "heuristic": "random",
+        "dataset": "phantom",
+        "runs_dir": "",
+        "cycles": 0,
+    }
+    asked.pop("results_dir")
+    line = [sys.executable, "-W", "ignore", "-m", "experiments.study", "smoke", "--results", str(tmp_path)]
+    line += [f"{key}={value}" for key, value in asked.items()]
+    ours, its = pty.openpty()
+    own = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    with subprocess.Popen(line, cwd=ROOT, stdin=its, stdout=its, stderr=its, env=own) as process:
+        os.close(its)
+        shown = b""
+        with suppress(OSError):  # EIO once the other end is closed
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    assert process.returncode == 0, shown.decode()
+    return shown.decode()
 
 
 @pytest.fixture
@@ -125,6 +154,40 @@ def test_its_runs_are_the_plain_ones(whole, undisturbed):
     one, other = events(undisturbed), events(whole[0])
     other[0]["settings"]["study"] = one[0]["settings"]["study"] = ""
     assert one == other
+
+
+def test_a_first_cycle_is_trained_once(whole, undisturbed):
+    """By whichever run came first; bald 0, which took it over, is still the plain run, as the test above says."""
+    results, _ = whole
+    assert len(list((results / "study" / "first_cycles").glob("*.safetensors"))) == 2  # one a run number
+    first = [json.loads((results / f"{h}_0" / "timing.jsonl").read_text().splitlines()[0]) for h in ("random", "bald")]
+    assert first[0]["train"] > 0 and first[1]["train"] == 0
+
+
+def test_strategies_that_train_too_have_a_first_cycle_of_their_own(smoke, tmp_path):
+    for to, more in (("one", {}), ("two", {"shared_dir": str(tmp_path / "shared")})):
+        smoke(to=to, heuristic="random", **more)
+        smoke(to=to, heuristic="learning_loss", **more)
+    assert len(list((tmp_path / "shared").glob("*.json"))) == 1
+    assert kept(tmp_path / "one") == kept(tmp_path / "two")
+
+
+@pytest.mark.parametrize("file", ["json", "safetensors"])
+def test_a_damaged_first_cycle_is_trained_again(smoke, tmp_path, file, undisturbed):
+    shared = tmp_path / "shared"
+    smoke(to="one", heuristic="random", shared_dir=str(shared))
+    [path] = shared.glob(f"*.{file}")
+    path.write_bytes(path.read_bytes()[:-9])
+    smoke(to="two", shared_dir=str(shared))
+    assert kept(tmp_path / "two") == kept(undisturbed)
+
+
+def test_a_first_cycle_of_other_settings_is_not_taken_over(smoke, tmp_path):
+    shared = str(tmp_path / "shared")
+    smoke(to="one", heuristic="random", shared_dir=shared)
+    for number, other in enumerate([{"trainer.lr": 0.001}, {"evaluation.passes": 2}, {"seed": 7}, {"start": 3}]):
+        smoke(to=f"other {number}", shared_dir=shared, cycles=0, **other)
+    assert len(list((tmp_path / "shared").glob("*.json"))) == 5
 
 
 def test_again_there_is_nothing_to_do(whole, study):
@@ -245,6 +308,71 @@ def test_killed_at_any_time(whole, study, tmp_path, number):
         started.starter(started.pid, None)
     study(tmp_path, "--jobs", "2").ended()
     assert kept(tmp_path) == kept(whole[0])
+
+
+def test_a_dry_run_says_what_it_will_cost(study, tmp_path):
+    out = study(tmp_path, "--jobs", "2", "--dry-run").ended()
+    assert "4 runs, 0 of them done." in out and "the first cycle of bald 0 took training" in out
+    assert re.search(r"About \d+ s with 2 at once", out) and not list(tmp_path.iterdir())
+
+
+def test_commands_and_only(whole, study, tmp_path):
+    """The lines are those of the runs, and `--only K` does the K-th of them."""
+    printed = study(tmp_path, "--commands").ended().splitlines()
+    assert [line.partition(" with ")[0] for line in printed] == ["python active.py"] * 4
+    assert "heuristic=bald" in printed[2] and "run=0" in printed[2]
+    assert "1 of 1 runs done" in study(tmp_path, "--only", "2").ended()
+    assert "1 runs, 1 of them done." in study(tmp_path, "--only", "2").ended()
+    expected = {name: data for name, data in kept(whole[0]).items() if name.startswith("bald_0")}
+    assert kept(tmp_path) == expected
+    assert "there are 4 runs" in study(tmp_path, "--only", "4").ended(1)
+
+
+def test_the_slurm_template_stops_in_time_and_queues_again(study, tmp_path):
+    """Run by bash as Slurm would; `scontrol` is a note of how it was called, for there is no cluster here."""
+    (tmp_path / "bin").mkdir()
+    for name, text in {"scontrol": f'echo "$@" >> {tmp_path}/asked', "python": f'exec {sys.executable} "$@"'}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    words = f"smoke dataset=phantom heuristic=random cycles=300 runs_dir= --results {tmp_path}/results"
+    own = {"STUDY": words, "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
+    path = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    template = ["bash", str(ROOT / "experiments" / "study" / "study.sbatch")]
+    with subprocess.Popen(template, cwd=ROOT, env=os.environ | own | path, stderr=subprocess.PIPE) as task:
+        until(lambda: lines(tmp_path / "results", "start"))
+        task.send_signal(signal.SIGUSR1)
+        _, errors = task.communicate(timeout=60)
+    assert task.returncode == 0 and b"the same command continues" in errors
+    assert (tmp_path / "asked").read_text() == "requeue 7_0\n"
+
+
+def test_runs_are_added_until_it_is_decided(study, tmp_path):
+    """Two of each, then one more of both at each look; again, there is nothing to do."""
+    asked = ("--until", "decided", "--most", "4", "--jobs", "2")
+    out = study(tmp_path, *asked, cycles=0, heuristic="random,first").ended()
+    counts = [int(n) for n in re.findall(r"(\d+) runs, \d+ of them done", out)]
+    assert counts == [4, 6, 8] and "first: undecided, +0.000" in out and "over 4 paired runs" in out
+    assert "p values of single tests" in (tmp_path / "report.html").read_text()
+    assert "Importing" not in study(tmp_path, *asked, cycles=0, heuristic="random,first").ended()
+
+
+def test_the_table_shows_where_a_study_is(whole):
+    rich = pytest.importorskip("rich.console")
+    from experiments.study import grid, table, workers
+
+    results, _ = whole
+    cells = [grid.Cell((), results, h, r, 1) for h in ("random", "bald") for r in (0, 1, 2)]
+    progress = workers.Progress(cells, done={cell.folder for cell in cells if cell.run < 2})
+    progress.failed[cells[2].folder] = (cells[2], "it diverged", "log")
+    console = rich.Console(width=100, record=True, file=io.StringIO())
+    console.print(table.table(progress, table.Clock(cells, progress.done)))
+    shown = console.export_text()
+    assert "4 of 6 runs done, 1 failed" in shown and re.search(r"random\s.*2/3\s.*1\s", shown)
+
+
+def test_a_terminal_is_drawn_on_and_left_clean(study_on_terminal):
+    """The real command on a pseudo-terminal."""
+    assert "runs done" in study_on_terminal and "\x1b[" in study_on_terminal
 
 
 def test_values(grid):

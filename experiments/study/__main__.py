@@ -5,6 +5,7 @@ Each run is the one that `python active.py with ...` makes; typed again, the com
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 from time import monotonic
@@ -15,11 +16,10 @@ from experiments.command_line.process import (
     refusal,
     signals_noted,
     stop_if_asked,
-    unusable,
 )
-from experiments.records.files import write
+from experiments.errors import Refused
 from experiments.records.progress import duration, say
-from experiments.study import grid, workers
+from experiments.study import estimate, grid, looks, plan, workers
 from experiments.study.forked import Lifeline, answer, import_libraries
 from experiments.study.table import shown
 
@@ -36,6 +36,16 @@ def arguments(words):
     parser.add_argument("--results", default="", help="the folder of the results (results)")
     parser.add_argument("--report", default="", help="the page (report.html in the folder of the results)")
     parser.add_argument("--mongo", default="", metavar="URL", help="adds the runs to a MongoDB")
+    parser.add_argument("--dry-run", action="store_true", help="print the grid and, from a timed first cycle, its cost")
+    parser.add_argument("--commands", action="store_true", help="print a line for each run, as for GNU parallel")
+    parser.add_argument("--only", type=int, default=-1, metavar="K", help="do run K of those lines, counted from 0")
+    parser.add_argument("--until", choices=("decided",), help="add paired runs until each method is decided")
+    parser.add_argument("--most", type=int, help="paired runs at the end of --until decided (30)")
+    parser.add_argument("--step", type=int, help="paired runs between two looks of --until decided (1)")
+    parser.add_argument("--baseline", help="the method that the others are compared with (random)")
+    parser.add_argument("--margin", type=float, help="the largest difference that does not matter (0: none)")
+    parser.add_argument("--minutes", type=float, help="that a mask takes to draw, for what the labels saved are worth")
+    parser.add_argument("--apart", action="store_true", help="share no first cycle between runs that begin alike")
     given = parser.parse_intermixed_args(words)
     if given.jobs < 0 or given.per_device < 1:
         parser.error("--jobs and --per-device are at least 1")
@@ -44,86 +54,65 @@ def arguments(words):
 
 def main(words):
     given = arguments(words)
-    study = grid.read(given.words)
-    grid.check_own(study)
+    study = asked(given)
     results = given.results or study.pop("results_dir", ["results"])[0]
-    place = Path(results, "study")
-    digest = grid.digest(study)
+    digest, place = grid.digest(study), Path(results, "study")
     more = [f"study={digest}"]
     if "threads" not in study:
         more.append("threads=1")  # so that neither --jobs nor the machine changes a bit of the results
-    if given.mongo:
+    if "shared_dir" not in study and not given.apart:
+        more.append(grid.word("shared_dir", str(place / "first_cycles")))
+    if "cache_dir" not in study:
+        more.append(grid.word("cache_dir", str(place / "images")))
+    if given.mongo and not given.commands:  # no password is printed
         more.append(grid.word("mongo_url", given.mongo))
     lifeline = Lifeline()
-    slots = slots_of(given, study, lifeline)
-    cells, done, parts = planned(study, results, more, lifeline)
-    cells = interleaved(cells, len(slots))
-    keep(study, place, digest)
-    progress = workers.Progress(cells, done=set(done))
-    say(f"{len(cells)} runs, {len(done)} of them done.")
-    began, missing = monotonic(), len(cells) - len(done)
-    if missing:
-        say("Importing the libraries once for all runs.")
-        import_libraries(parts)
-        stop_if_asked()
-        with shown(cells, done) as show:
-            workers.work(progress, run, place, lifeline, slots, show)
+    cells, done, parts = plan.planned(study | {"run": looks.numbers(study)}, results, more, lifeline)
+    if given.commands:
+        plan.keep(study, place, digest)
+        for cell in cells:
+            print(shlex.join(["python", "active.py", "with", *cell.words]))
+        return 0
+    if given.only >= len(cells):
+        raise Refused(f"--only {given.only}: there are {len(cells)} runs, counted from 0.")
+    if given.only >= 0:
+        cells = [cells[given.only]]
+        done &= {cells[0].folder}
+    slots = plan.slots_of(given, study, lifeline)
+    if given.dry_run:
+        return tell(cells, done, parts, len(slots), lifeline)
+    plan.keep(study, place, digest)
+    cells, progress, began = plan.interleaved(cells, len(slots)), workers.Progress([], done=done), monotonic()
+    growing = "until" in study and given.only < 0
+    chosen = looks.first_look(cells, study) if growing else cells
+    if growing:
+        say(f"Runs are added until each method is decided, {len(looks.numbers(study))} of each at most.")
+    while chosen:
+        progress.cells = [cell for cell in cells if cell in progress.cells or cell in chosen]
+        say(f"{len(progress.cells)} runs, {sum(cell.folder in done for cell in progress.cells)} of them done.")
+        do(progress, place, parts, slots, lifeline)
+        chosen = looks.next_look(cells, progress, study, lifeline) if growing else []
+    changed = progress.cpu > 0
+    if changed:
+        ended = sum(cell.folder in progress.done for cell in progress.cells)
         used = f"{duration(monotonic() - began)}, {duration(progress.cpu)} of CPU"
-        say(f"{len(progress.done)} of {len(cells)} runs done, {missing - len(progress.failed)} now, in {used}.")
-    finish(cells, study, results, given.report, bool(missing), lifeline)
+        say(f"{ended} of {len(progress.cells)} runs done, {used}.")
+    if given.only < 0:
+        finish(progress.cells, study, results, given.report, changed, lifeline)
     for cell, reason, log in progress.failed.values():
         print(f"{cell.name} failed: {reason} - {log}", file=sys.stderr, flush=True)
     return 1 if progress.failed else 0
 
 
-def interleaved(cells, jobs):
-    """The cells so that methods are soon compared, and that no two which begin alike are likely to begin together."""
-    numbers = sorted({cell.run for cell in cells})
-    return sorted(cells, key=lambda cell: numbers.index(cell.run) // jobs)
-
-
-def planned(study, results, more, lifeline):
-    """(cells, folders of those that are done, {(entry, name)} of the components), seen by a process of its own."""
-
-    def look():
-        standard, sys.stdout = sys.stdout, open(os.devnull, "w")
-        try:
-            found = grid.cells(study, results, more)
-            for cell in found:
-                refuse_other(cell)
-        finally:
-            sys.stdout = standard
-        parts = [(entry, cell.settings[entry]) for cell in found for entry in grid.FOLDERS]
-        parts += [("heuristic", name) for cell in found for name in cell.settings["noted"]]
-        return {
-            "cells": [[list(c.words), str(c.results), c.label, c.run, c.cycles] for c in found],
-            "done": [str(cell.folder) for cell in found if workers.is_done(cell)],
-            "parts": sorted(set(parts)),
-        }
-
-    found = answer(look, lifeline)
-    cells = [grid.Cell(tuple(words), Path(folder), *rest) for words, folder, *rest in found["cells"]]
-    return cells, {Path(folder) for folder in found["done"]}, {tuple(part) for part in found["parts"]}
-
-
-def refuse_other(cell):
-    """Raise Refused where the cell's folder holds a run of other settings."""
-    from experiments.records.compare import refuse_other_settings
-    from experiments.records.ledger import read
-
-    events = read(cell.folder)
-    if events:
-        usual, anyway = active.ex.usual(), cell.settings["resume"] == "anyway"
-        refuse_other_settings(cell.folder, events[0]["settings"], cell.settings, usual, anyway)
-
-
-def keep(study, place, digest):
-    """Store the study with its results, under the hash that the ledgers name."""
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        write(place / f"{digest[:12]}.yaml", grid.written(study).encode())
-    except OSError as error:
-        raise unusable(place, error, "written", ", or set --results") from error
+def do(progress, place, parts, slots, lifeline):
+    """Do what is missing of these cells."""
+    done = {cell.folder for cell in progress.cells} & progress.done
+    if len(done) < len(progress.cells) - len(progress.failed):
+        say("Importing the libraries once for all runs.")
+        import_libraries(parts)
+        stop_if_asked()
+        with shown(progress.cells, progress.done) as show:
+            workers.work(progress, run, place, lifeline, slots, show)
 
 
 def run(cell):
@@ -131,22 +120,18 @@ def run(cell):
     active.ex.run_commandline(["active.py", "with", *cell.words])
 
 
-def slots_of(given, study, lifeline):
-    """[{environment}], one for each run at once: of a GPU each, where there are some and none is named."""
-    automatic = study.get("device", ["auto"]) == ["auto"] and os.path.exists("/dev/nvidiactl")
-    devices = answer(visible_devices, lifeline) if automatic else []
-    slots = [{"CUDA_VISIBLE_DEVICES": device} for _ in range(given.per_device) for device in devices]
-    slots = slots or [{}] * len(os.sched_getaffinity(0))
-    jobs = given.jobs or len(slots)
-    return [slots[number % len(slots)] for number in range(jobs)]
-
-
-def visible_devices():
-    """The GPUs that a process may be given one of, as CUDA_VISIBLE_DEVICES names them."""
-    import torch
-
-    known = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return [part for part in known.split(",") if part] if known else [str(n) for n in range(torch.cuda.device_count())]
+def tell(cells, done, parts, jobs, lifeline):
+    """Print the grid, and what it will cost."""
+    missing = [cell for cell in cells if cell.folder not in done]
+    for cell in cells:
+        print(f"{cell.folder}{' (done)' if cell.folder in done else ''}: {' '.join(cell.words)}")
+    print(f"{len(cells)} runs, {len(done)} of them done.", flush=True)
+    if missing:
+        import_libraries(parts)
+        seconds, said = estimate.seconds(missing, run, lifeline)
+        print("\n".join(said))
+        print(f"About {duration(seconds / jobs)} with {jobs} at once, where nothing else is at work.", flush=True)
+    return 0
 
 
 def finish(cells, study, results, report, changed, lifeline):
@@ -160,6 +145,18 @@ def finish(cells, study, results, report, changed, lifeline):
         page = answer(lambda: ending.said_or_refused(lambda: [ending.write_report(results, page, study)])[0], lifeline)
     else:
         print(page, flush=True)
+
+
+def asked(given):
+    """The study of a command line."""
+    study = grid.read(given.words)
+    for name in ("until", "most", "step", "baseline", "margin", "minutes"):
+        if getattr(given, name) is not None:
+            study[name] = getattr(given, name)
+    if "until" in study:
+        study = {"most": 30} | study
+    grid.check_own(study)
+    return study
 
 
 def command(words):

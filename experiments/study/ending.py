@@ -8,6 +8,7 @@ import pandas as pd
 from analysis import labels_saved, report, runs, sequential, statistics
 from analysis.ledgers import finished, printable, silent
 from experiments.errors import Refused
+from experiments.study import looks
 
 
 def judged(cells, study):
@@ -25,7 +26,7 @@ def judged(cells, study):
         for dataset, group in frame.groupby("dataset"):
             metric = runs.headline(group)
             if study.get("until"):
-                table = sequential.compare(group, baseline, margin, metric, design(study))
+                table = sequential.compare(group, baseline, margin, metric, looks.design(study))
             else:
                 table = statistics.compare(group, baseline, margin, metric)
             saved = labels_saved.compare(group, baseline, metric, study.get("minutes", 0.0))
@@ -33,9 +34,11 @@ def judged(cells, study):
     return found
 
 
-def design(study):
-    """The looks at which a study that goes on until it is decided is judged."""
-    return sequential.Design(first=len(study.get("run", [0])), step=study.get("step", 1), most=study["most"])
+def undecided(cells, study):
+    """The methods of one comparison that its runs so far do not decide."""
+    return [
+        row.label for _, _, table in judged(cells, study) for row in table.itertuples() if row.verdict == "undecided"
+    ]
 
 
 def lines(cells, study):

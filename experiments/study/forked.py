@@ -16,9 +16,9 @@ from experiments.command_line.process import SIGNALS, one_line_errors, stop_if_a
 from experiments.errors import Refused
 
 POLL = 0.1  # seconds between two looks at signals
-LIBRARIES = ("torch.optim", "torch.nn", "torch._dynamo", "baal.active", "monai.losses", "safetensors.torch", "contourpy")
-LIBRARIES += ("analysis.plots", "analysis.runs", "experiments.network.inference", "experiments.network.dropout")
-LIBRARIES += ("experiments.acquisition.pictures", "experiments.records.mongo")
+LIBRARIES = ("torch.optim", "torch.nn", "torch._dynamo", "baal.active", "monai.losses", "safetensors.torch")
+LIBRARIES += ("contourpy", "analysis.plots", "analysis.runs", "experiments.acquisition.pictures")
+LIBRARIES += ("experiments.network.inference", "experiments.network.dropout", "experiments.records.mongo")
 
 
 class Lifeline:

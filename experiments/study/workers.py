@@ -55,7 +55,7 @@ def work(progress, run, place, lifeline, slots, show=lambda progress: None):
     for locks and logs. A cell that another study holds is waited for. A signal is passed on; what it stopped
     continues by the same command. Raises KeyboardInterrupt or Terminated then, once all processes have ended.
     """
-    waiting = deque(cell for cell in progress.cells if cell.folder not in progress.done)
+    waiting = deque(cell for cell in progress.cells if cell.folder not in progress.done | progress.failed.keys())
     free, killed, asked = list(range(len(slots))), {}, -RETRY
     try:
         while waiting or progress.going:
