@@ -87,6 +87,8 @@ def settings():
     mongo_url = ""  # mongodb://... adds the run to a MongoDB, as Omniboard reads it
     tensorboard_dir = ""  # TensorBoard's event files as well; needs tensorboardX
     tags = ""  # words, with commas between, to find the run by in Omniboard; `-c "..."` adds a note
+    shared_dir = ""  # a folder in which runs that begin alike leave their first cycle for one another, "" for none
+    study = ""  # sha256 of the study file that asked for this run, which its ledger then holds
     checkpoint = "last"  # which cycles' weights to keep: last, all or none
     resume = "same"  # anyway: go on with other versions, sources or devices than the run began with, which is recorded
     device = "auto"  # cpu, cuda:N or mps

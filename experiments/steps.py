@@ -30,7 +30,7 @@ from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
 from experiments.store import IGNORE, Splits, Store, cache, refuse_ignored_foreground, remarks
-from experiments.training import trainer, weights
+from experiments.training import first_cycle, trainer, weights
 
 
 @dataclass
@@ -277,38 +277,48 @@ def train_and_test(state, cycle):
     if event is None:
         check_pool(state, cycle)
         gc.collect()  # else safetensors' and matplotlib's circles hold many cycles' weights and pictures
-        seconds, seen = weights.fit(state, cycle)
         began = perf_counter()
-        state.progress.start(f"cycle {cycle}/{state.config['cycles']}, testing")
-        scalars, arrays, calibration = {}, {}, {}
-        if state.test:
-            volumes = getattr(state.components["dataset"], "VOLUMES", False)
-            scalars, arrays, calibration = evaluation.evaluate(
-                state.model, state.test, state.at(cycle), state.classes, volumes=volumes, advance=state.progress.advance
-            )
-        saved = checkpoint.pack(state.model, state.learner)
+        masks = digest_masks(state.train, opened)
+        key = "" if cycle else first_cycle.key_of(state, masks)
+        seconds, taken = 0.0, first_cycle.take(state, key)
+        if taken:
+            state.progress.start(f"cycle 0/{state.config['cycles']}, as a run that began alike had it")
+        else:
+            seconds, seen = weights.fit(state, cycle)
+            began = perf_counter()
+            taken = measured(state, cycle, seen) | {"masks": masks}, checkpoint.pack(state.model, state.learner)
+        values, saved = taken
         digest = state.ledger.save_weights(cycle, saved, state.config["checkpoint"])
-        epoch = seen.pop("epoch", None)  # no measurement: apart from the metrics, which one axis shows together
-        solved = {"solved": seen.pop("solved")} if "solved" in seen else {}
-        labelled = state.active.get_indices_for_active_step()
-        event = state.ledger.append(
-            "evaluated",
-            cycle,
-            images=len(labelled),
-            **cost((state.train.mask(i) for i in labelled), state.train.foreground.start),
-            pool=int(state.active.n_unlabelled),
-            metrics={f"test.{k}": v for k, v in scalars.items()} | {f"val.{k}": v for k, v in seen.items()},
-            held_out=[state.train.ids[i] for i in weights.held_out(state)],
-            per_image=arrays,
-            calibration=calibration,
-            epoch=epoch,
-            weights=digest,
-            masks=digest_masks(state.train, opened),
-            **solved,
-        )
+        event = state.ledger.append("evaluated", cycle, **values, weights=digest)
         state.ledger.drop_weights(cycle, state.config["checkpoint"])
+        first_cycle.leave(state, key, values, saved, digest)
         state.ledger.time(cycle, train=seconds, evaluate=perf_counter() - began)
     return publish(state, cycle, event)
+
+
+def measured(state, cycle, seen):
+    """What the ledger says of a trained cycle: budget, metrics, values of each image; `seen` by validation."""
+    state.progress.start(f"cycle {cycle}/{state.config['cycles']}, testing")
+    scalars, arrays, calibration = {}, {}, {}
+    if state.test:
+        volumes = getattr(state.components["dataset"], "VOLUMES", False)
+        scalars, arrays, calibration = evaluation.evaluate(
+            state.model, state.test, state.at(cycle), state.classes, volumes=volumes, advance=state.progress.advance
+        )
+    epoch = seen.pop("epoch", None)  # no measurement: apart from the metrics, which one axis shows together
+    solved = {"solved": seen.pop("solved")} if "solved" in seen else {}
+    labelled = state.active.get_indices_for_active_step()
+    return {
+        "images": len(labelled),
+        **cost((state.train.mask(i) for i in labelled), state.train.foreground.start),
+        "pool": int(state.active.n_unlabelled),
+        "metrics": {f"test.{k}": v for k, v in scalars.items()} | {f"val.{k}": v for k, v in seen.items()},
+        "held_out": [state.train.ids[i] for i in weights.held_out(state)],
+        "per_image": arrays,
+        "calibration": calibration,
+        "epoch": epoch,
+        **solved,
+    }
 
 
 def cost(masks, first):

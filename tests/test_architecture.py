@@ -9,6 +9,7 @@ from experiments.components import ROOT
 
 # from the top down: a file imports from its own line or from lines below it, never from one above
 ORDER = [
+    ["experiments.study"],
     ["analysis"],
     ["active"],
     ["experiments.benchmark", "experiments.predict"],

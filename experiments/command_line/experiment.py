@@ -177,6 +177,18 @@ class SelectiveExperiment(Experiment):
         run.observers += self.observe(run.config, url, run.meta_info["command"])
         return run
 
+    def settled(self, presets, updates):
+        """All settings of a run with these presets and {dotted name: value}, checked as a run's are; none is begun."""
+        return self._create_run("main", convert_to_nested_dict(updates), tuple(presets)).config
+
+    def taking_part(self, presets, updates):
+        """The names of the components that take part in a run with these presets and {dotted name: value}."""
+        asked = {}
+        for found in (*map(self._preset, presets), updates):
+            recursive_update(asked, convert_to_nested_dict(found))
+        top = {key: value for key, value in asked.items() if not isinstance(value, dict)}
+        return {name for _, name in self._named(defaults(self, fixed=top), asked).values()}
+
     def usual(self):
         """The settings of all that takes part as they are where nothing is asked for: {name: value or section}.
 
