@@ -1,19 +1,12 @@
 """What a run's last model sees in its training images, and how they look: two vectors an image."""
 
-import warnings
-from inspect import signature
-
 import numpy as np
 
-from analysis.ledgers import events_of
-from experiments.components import ROOT, configure, defaults, load
+from experiments.components import ROOT, defaults, load
 from experiments.errors import Refused
-from experiments.network import checkpoint
 from experiments.network.layers import layer_outputs
-from experiments.network.ready import make_ready
-from experiments.randomness import generator
-from experiments.records import ledger
-from experiments.training import trainer
+from experiments.network.ready import members_of
+from experiments.predict.opened import open_run, splits_of
 
 SIDE = 16  # of a thumbnail
 
@@ -53,35 +46,10 @@ def reopen(folder, root, device):
     """(model with the last checkpoint, the path of its bottleneck, Store of the training images)."""
     from experiments.store import Store
 
-    events = events_of(folder)
-    evaluated = [event for event in events if event["event"] == "evaluated"]
-    if not evaluated:
-        raise Refused(f"{folder} holds no trained model: run it first.")
-    settings, last = events[0]["settings"], evaluated[-1]
-    weights = ledger.Ledger(folder, settings, []).load_weights(last["cycle"], last["weights"])
-    if weights is None:
-        raise Refused(f"{folder} does not hold the weights of cycle {last['cycle']}: checkpoint=last keeps them.")
-
-    data, model_file = load("dataset", settings["dataset"]), load("model", settings["model"])
+    run = open_run(folder, device)
+    data = load("dataset", run.settings["dataset"])
     place = ROOT / (root or defaults(data.ingredient)["root"])
-    rng = generator(settings["seed"], settings["dataset"], "split")
-    older = {data.ingredient.path: getattr(data, "BEFORE", {}) | settings.get(data.ingredient.path, {})}
-    splits = call(data.load, data.ingredient, settings | older, rng=rng, root=str(place)).described(data)
-    device = trainer.prepare(device=device, threads=0, deterministic=False)
-    images = Store(splits.train, device)
-    if images.fingerprint != events[0]["data"][0]:
+    images = Store(splits_of(run, str(place)).train, run.device)
+    if images.fingerprint != run.events[0]["data"][0]:
         raise Refused(f"The images in {place} are not those that {folder} learnt from: say where those are.")
-
-    configure(model_file, settings)
-    model = model_file.build(channels=splits.channels, classes=len(splits.classes))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Using `tqdm.autonotebook")  # baal's, when imported into a notebook
-        model, _ = make_ready(model, model_file.MEAN, model_file.STD, device)
-    checkpoint.load(model, weights)
-    return model, model_file.LAYERS["bottleneck"], images
-
-
-def call(function, ingredient, settings, **given):
-    """Call a component's captured function outside a run, with its settings as a ledger recorded them."""
-    known = defaults(ingredient) | settings.get(ingredient.path, {}) | given
-    return function(**{name: known[name] for name in signature(function).parameters if name in known})
+    return members_of(run.model)[0], run.layers["bottleneck"], images

@@ -12,7 +12,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 
 from experiments.acquisition import needs, querying, showing, trial
 from experiments.components import PRESETS, load, written
@@ -20,8 +19,8 @@ from experiments.errors import Refused
 from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling, memory_explained
-from experiments.network.ready import make_ready
-from experiments.randomness import generator, key
+from experiments.network.ready import build
+from experiments.randomness import generator
 from experiments.records import ledger
 from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks, refuse_other_origin
 from experiments.records.files import write
@@ -143,9 +142,7 @@ def prepare(config, run, components, usual):
     ):
         if ledger.events:
             go_on(ledger, config, made, masks, {"val": val, "test": test})
-        torch.manual_seed(key(*place, "weights") % 2**63)
-        model = model_file.build(channels=splits.channels, classes=classes)
-        model, first = make_ready(model, model_file.MEAN, model_file.STD, device)
+        model, first = build(model_file, splits.channels, classes, place, device, config["members"])
         keep_in(config["cache_dir"], model, device)
         origin = checkpoint.origin(model)
         if ledger.events:
@@ -219,6 +216,7 @@ def initial(state):
         )
         named = {
             "classes": state.splits.classes,
+            "channels": state.splits.channels,
             "test": state.test.ids if state.test else [],
             "constant_dice": state.run.info.get("constant_dice"),
             "headline": f"test.{state.splits.headline}",

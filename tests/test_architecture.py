@@ -11,7 +11,7 @@ from experiments.components import ROOT
 ORDER = [
     ["analysis"],
     ["active"],
-    ["experiments.benchmark"],
+    ["experiments.benchmark", "experiments.predict"],
     ["heuristics", "data", "models"],
     ["experiments.steps"],
     ["experiments.training"],
