@@ -174,10 +174,13 @@ def in_use(net, maps):
 def keep_in(folder, model, device):
     """Let what is remembered in a model on `device` be kept in a folder, too, which other runs may use; "": let it not.
 
-    Other weights, another release of torch, device or number of threads have a folder of their own in it.
+    Other weights, another release of torch, device or number of threads have a folder of their own in it. What is the
+    same network several times in the model keeps together.
     """
-    for module in model.modules() if folder else ():
-        if isinstance(module, Remembered):
+    together = {}
+    for module in (module for module in model.modules() if isinstance(module, Remembered)):
+        module.kept = together.setdefault(module.identity, module.kept)
+        if folder:
             cpu = torch.backends.cpu.get_cpu_capability()
             made = module.identity, torch.__version__, device.type, cpu, torch.get_num_threads()
             module.folder = Path(folder, f"features-{sha256(repr(made).encode()).hexdigest()[:16]}")
