@@ -20,7 +20,7 @@ from experiments.errors import Refused
 from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling, memory_explained
-from experiments.network.ready import build, members_of
+from experiments.network.ready import build
 from experiments.randomness import generator
 from experiments.records import ledger
 from experiments.records.chain import ASIDE

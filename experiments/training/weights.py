@@ -40,25 +40,6 @@ def fit(state, cycle):
     return perf_counter() - began, mean_of(each)
 
 
-def fit_member(state, model, place, labelled, strategy, pseudo):
-    """Train one model, or solve it where its head is linear; what validation saw."""
-    if hasattr(model, "solved"):
-        known = pseudo.get("pseudo", ())
-        return solve.fit(model, state.train, labelled, state.val, place, pseudo=known, advance=state.progress.advance)
-    return trainer.fit(
-        model,
-        state.train,
-        labelled,
-        state.val,
-        place,
-        state.splits.crop,
-        whole=whole(state.components["model"]),
-        advance=state.progress.advance,
-        strategy=strategy,
-        **pseudo,
-    )
-
-
 def mean_of(each):
     """The means of what validation saw of each member of an ensemble; of one model what it saw, {} of none."""
     if len(each) < 2:
