@@ -15,6 +15,7 @@ ORDER = [
     ["experiments.benchmark", "experiments.predict"],
     ["heuristics", "data", "models"],
     ["experiments.steps"],
+    ["experiments.annotate"],
     ["experiments.training"],
     ["experiments.evaluation", "experiments.catalogue", "experiments.sync", "experiments.omniboard"],
     ["experiments.acquisition"],

@@ -198,6 +198,7 @@ def test_a_compiled_step_is_the_step_itself(settings):
     layers = [torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Dropout(0.5)]
     torch.manual_seed(0)
     network = torch.nn.Sequential(*layers, torch.nn.Conv2d(4, 2, 1))
+    network.multiple = 32  # which no crop of 48 is
     found = []
     for compiled in (False, True):
         settings(optimizer="sgd", lr=0.1, compiled=compiled)

@@ -80,7 +80,7 @@ def refuse_other_masks(folder, store, indices, was):
     if was and was != now:
         pairs = zip(was["each"], now["each"], strict=False)
         changed = [index for index, (then, here) in zip(indices, pairs, strict=False) if then != here]
-        files = shorten([str(store.split.items[index].mask) for index in changed or indices])
+        files = shorten([str(store.split.items[index].mask or store.ids[index]) for index in changed or indices])
         raise BadData(
             f"{files}: the mask is not the one that the run in {folder} used: put that one back, "
             "or set label=... for a run with the new one."

@@ -36,6 +36,7 @@ def key_of(state, masks):
         "labelled": [query["id"] for query in state.ledger.find("start")["queries"]],
         "held_out": [state.train.ids[index] for index in weights.held_out(state)],
         "masks": masks,
+        "origin": state.origin,
     }
     return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
