@@ -1,16 +1,12 @@
 """What a run's last model sees in its training images, and how they look: two vectors an image."""
 
-import warnings
-from inspect import signature
-
 import numpy as np
 
-from analysis.ledgers import events_of
 from experiments.components import ROOT, defaults, load
 from experiments.errors import Refused
-from experiments.randomness import generator
-from experiments.records import ledger
-from experiments.training import trainer
+from experiments.network.layers import layer_outputs
+from experiments.network.ready import members_of
+from experiments.predict.opened import open_run, splits_of
 
 SIDE = 16  # of a thumbnail
 
@@ -29,10 +25,10 @@ def features(folder, root="", device="auto"):
 
     model, layer, images = reopen(folder, root, device)
     means, order, small = [], [], []
-    layer.register_forward_hook(lambda module, inputs, output: means.append(output.mean((2, 3)).cpu()))
-    with torch.inference_mode():
+    with torch.inference_mode(), layer_outputs(model, layer) as maps:
         for members, batch in images.batches(range(len(images)), size=4):
             model.eval()(floats(batch))
+            means.append(torch.cat([made.mean((2, 3)) for made in maps()], 1).cpu())
             small.append(thumbnails(batch))
             order += members
     back = np.argsort(order)
@@ -47,39 +43,13 @@ def thumbnails(images):
 
 
 def reopen(folder, root, device):
-    """(model with the last checkpoint, its bottleneck module, Store of the training images)."""
+    """(model with the last checkpoint, the path of its bottleneck, Store of the training images)."""
     from experiments.store import Store
 
-    events = events_of(folder)
-    evaluated = [event for event in events if event["event"] == "evaluated"]
-    if not evaluated:
-        raise Refused(f"{folder} holds no trained model: run it first.")
-    settings, last = events[0]["settings"], evaluated[-1]
-    weights = ledger.Ledger(folder, settings, []).load_weights(last["cycle"], last["weights"])
-    if weights is None:
-        raise Refused(f"{folder} does not hold the weights of cycle {last['cycle']}: checkpoint=last keeps them.")
-
-    data, model_file = load("dataset", settings["dataset"]), load("model", settings["model"])
+    run = open_run(folder, device)
+    data = load("dataset", run.settings["dataset"])
     place = ROOT / (root or defaults(data.ingredient)["root"])
-    rng = generator(settings["seed"], settings["dataset"], "split")
-    older = {data.ingredient.path: getattr(data, "BEFORE", {}) | settings.get(data.ingredient.path, {})}
-    splits = call(data.load, data.ingredient, settings | older, rng=rng, root=str(place)).described(data)
-    device = trainer.prepare(device=device, threads=0, deterministic=False)
-    images = Store(splits.train, device)
-    if images.fingerprint != events[0]["data"][0]:
+    images = Store(splits_of(run, str(place)).train, run.device)
+    if images.fingerprint != run.events[0]["data"][0]:
         raise Refused(f"The images in {place} are not those that {folder} learnt from: say where those are.")
-
-    model = call(
-        model_file.build, model_file.ingredient, settings, channels=splits.channels, classes=len(splits.classes)
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Using `tqdm.autonotebook")  # baal's, when imported into a notebook
-        model, _ = trainer.make_ready(model, model_file.MEAN, model_file.STD, device)
-    model.load_state_dict(weights)
-    return model, model.get_submodule(model_file.LAYERS["bottleneck"]), images
-
-
-def call(function, ingredient, settings, **given):
-    """Call a component's captured function outside a run, with its settings as a ledger recorded them."""
-    known = defaults(ingredient) | settings.get(ingredient.path, {}) | given
-    return function(**{name: known[name] for name in signature(function).parameters if name in known})
+    return members_of(run.model)[0], run.layers["bottleneck"], images

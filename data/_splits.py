@@ -7,7 +7,7 @@ from pathlib import Path
 from data._pairs import as_part, natural, told
 from experiments.errors import Refused
 from experiments.randomness import generator
-from experiments.reading import read_text
+from experiments.store.reading import read_text
 
 NAMES = {
     "train": ("train", "training"),
@@ -74,17 +74,27 @@ def deal(items, lists, shares, rng, name):
         for position in positions:
             if owner.setdefault(position, part) != part:
                 raise Refused(f"{items[position].id} is in two lists, {owner[position]} and {part}.")
+    for position, part in owner.items():
+        if part != "train" and items[position].mask is None:
+            raise Refused(f"{items[position].id} is in the list of {part} and has no mask: draw one, or leave it out.")
     parts = {part: lists.get(part, []) for part in ("train", "val", "test")}
     left = [position for position in range(len(items)) if position not in owner]
     if "train" not in lists:
         parts["train"] = left
     elif left:
         told(f"{len(left)} images are in no list and are left out.")
+    open_ones = [position for position in parts["train"] if items[position].mask is None]  # whose masks people draw
+    parts["train"] = [position for position in parts["train"] if items[position].mask is not None]
     whole = len(parts["train"])
     draws = {"test": generator(name, "test"), "val": rng}  # one test set for all runs
     for part in ("test", "val"):
         if part not in lists and shares[part]:
             parts[part], parts["train"] = draw(items, parts["train"], shares[part] * whole, draws[part], part)
+    held = {items[position].source for part in ("val", "test") for position in parts[part]}
+    apart = [position for position in open_ones if items[position].source in held]
+    if apart:
+        told(f"{len(apart)} images without a mask share a source with validation or test images and are left out.")
+    parts["train"] = sorted({*parts["train"], *open_ones} - {*apart}) if open_ones else parts["train"]
     seen = {}
     for part, positions in parts.items():
         for position in positions:

@@ -17,10 +17,10 @@ from sacred import Ingredient
 from data._pairs import as_part, list_items, tiles, told
 from data._splits import deal, official, read_list
 from data._values import propose, read_mask, read_meaning, read_original, spelled
+from experiments.components.settings import Range
 from experiments.errors import BadData, Refused
-from experiments.reading import pixels, resized
-from experiments.settings import Range
 from experiments.store import IGNORE, Split, Splits  # noqa: F401  a dataset has IGNORE
+from experiments.store.reading import pixels, resized
 
 LAST = Lock()  # of last_decoded: images are read in threads
 CLASSES, CHANNELS, HAS = (), 3, ("validation",)  # classes and channels are settings: load gives them
@@ -35,6 +35,7 @@ def settings():
     masks = "masks"  # the masks' folder, which may be the same
     image_pattern = "{name}.*"  # what of an image's path names it; * is anything but /
     mask_pattern = "{name}.*"  # how its mask is then called: {name}_mask.png, {part}annot/{name}.png
+    unlabelled = False  # True: images without a mask are the pool, and the run asks people for their masks
     several = False  # True: an image's masks are several files, one object each
     classes = ""  # background,gland: the names of the mask values 0, 1, 2 ...
     values = ""  # 0:background,1-255:gland,11:ignore or #00ff00:road,#000000:ignore where the values are others
@@ -72,9 +73,9 @@ ALLOWED = {
 
 
 @ingredient.capture
-def load(rng, root, images, masks, image_pattern, mask_pattern, several, classes, values, ignore, snap, confirm,
-         train_file, val_file, test_file, val, test, source, channels, black, white, percentile, resize, crop, tile,
-         name,
+def load(rng, root, images, masks, image_pattern, mask_pattern, unlabelled, several, classes, values, ignore, snap,
+         confirm, train_file, val_file, test_file, val, test, source, channels, black, white, percentile, resize,
+         crop, tile, name,
 ):  # fmt: skip
     if black >= white:
         raise Refused(f"folder.black={black} is not below folder.white={white}.")
@@ -82,10 +83,9 @@ def load(rng, root, images, masks, image_pattern, mask_pattern, several, classes
     places = os.path.expanduser(images), os.path.expanduser(masks)
     files = {"train": train_file, "val": val_file, "test": test_file}
     apart = {} if any(files.values()) or "/" in image_pattern + mask_pattern else official(root, *places)
-    held = {
-        part: tiles(found, tile, resize) if tile else found
-        for part, found in list_parts(root, places, apart, image_pattern, mask_pattern, several, source).items()
-    }
+    how = image_pattern, mask_pattern, several, source, unlabelled
+    held = list_parts(root, places, apart, *how)
+    held = {part: tiles(found, tile, resize) if tile else found for part, found in held.items()}
     items = [item for found in held.values() for item in found]
     lists = {part: read_list(root, file, items) for part, file in files.items() if file}
     if apart:
@@ -115,9 +115,9 @@ def load(rng, root, images, masks, image_pattern, mask_pattern, several, classes
     )
 
 
-def list_parts(root, places, apart, image_pattern, mask_pattern, several, source):
+def list_parts(root, places, apart, image_pattern, mask_pattern, several, source, unlabelled):
     """{part: Items}, of all images as one part where they are not in folders of their own."""
-    how = image_pattern, mask_pattern, several, source
+    how = image_pattern, mask_pattern, several, source, unlabelled
     if not apart:
         return {"": list_items(*(root / place for place in places), *how)}
     held = {}

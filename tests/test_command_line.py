@@ -140,9 +140,26 @@ def test_a_typed_word_drops_what_a_preset_sets_of_what_it_replaces(experiment, c
     asked = {"dataset": "glas", "glas.root": "elsewhere"}
     config = experiment.run("print_config", asked, ["smoke"]).config
     said = capsys.readouterr().out
-    assert "dataset=glas replaces phantom: what smoke sets of it is left out.\n" in said
+    assert "dataset=glas, so what smoke sets of phantom is left out.\n" in said
     assert config["glas"]["root"] == "elsewhere" and "phantom" not in config and config["unet"]["width"] == 2
     assert experiment.run("print_config", {"dataset": "phantom"}, ["glas", "smoke"]).config["phantom"]["crop"] == 64
+
+
+def test_a_presets_settings_of_what_takes_no_part_fall_away_typed_ones_do_not(
+    experiment, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)  # where no data/GlaS is
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("heuristic: entropy\nbald: {corrected: True}\nglas: {crop: 64}\nstochastic: {groups: 5}\n")
+    config = experiment.run("print_config", {}, [str(preset)]).config
+    said = capsys.readouterr().out
+    for entry, section in (("heuristic=entropy", "bald"), ("dataset=phantom", "glas"), ("batch=top", "stochastic")):
+        assert f"{entry}, so what {preset} sets of {section} is left out.\n" in said
+        assert section not in config
+    with pytest.raises(Refused, match="bald takes no part in this run: set heuristic=bald or drop its settings"):
+        experiment.run("print_config", {"bald.corrected": False}, [str(preset)])
+    with pytest.raises(Refused, match="smoke sets dataset=phantom after glas, whose settings of glas then take no"):
+        experiment.run("print_config", {}, ["glas", "smoke"])
 
 
 def test_misspelt_key_in_a_preset_file(typed, tmp_path):

@@ -36,6 +36,35 @@ LAYERS = {{"decoder": "{layer}"}}
 def build(channels, classes):
     return {model}
 """
+NET = """import torch
+from sacred import Ingredient
+from torch.nn import functional as F
+
+ingredient = Ingredient("zz_broken")
+MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Conv2d(3, 2, 1)
+        self.{more}
+
+    def forward(self, x):
+        y = self.head(x)
+        return {forward}
+
+
+@ingredient.capture
+def build(channels, classes):
+    return Net()
+"""
+
+
+def net(forward, more="eval()"):
+    return NET.format(forward=forward, more=more)
+
+
 DATASET = """import numpy as np
 from data.phantom import CHANNELS, IGNORE
 from experiments.store import Item, Split, Splits
@@ -75,11 +104,18 @@ WRONG = [
     ("heuristic", HEURISTIC.format("prediction.nothing"), ["zz_broken.py, line 8", "AttributeError"]),
     (
         "model",
-        MODEL.format(model="torch.nn.Conv2d(channels, 5, 1)", layer="x"),
-        ["models/zz_broken.py", "(1, 5, 64, 64)"],
+        MODEL.format(model="torch.nn.Conv2d(channels, 5, 1)", layer=""),
+        ["models/zz_broken.py", "(1, 5, 128, 112)"],
     ),
-    ("model", MODEL.format(model="torch.nn.Conv2d(channels, classes, 3)", layer="x"), ["(1, 2, 62, 62)"]),
-    ("model", MODEL.format(model="torch.nn.Conv2d(1, classes, 1)", layer="x"), ["models/zz_broken.py", "RuntimeError"]),
+    ("model", MODEL.format(model="torch.nn.Conv2d(channels, classes, 3)", layer=""), ["(1, 2, 126, 110)"]),
+    ("model", net("[(1.0, y), y] if self.training else y"), ["models/zz_broken.py", "not of (weight, logits)"]),
+    ("model", net("[(1.0, y), (0.4, y[..., 1:])] if self.training else y"), ["(2, 2, 64, 63)"]),
+    ("model", net("y / 0"), ["logits that are not finite"]),
+    ("model", net("F.dropout(y)"), ["draws random numbers when it is not training"]),
+    ("model", net("y.detach()", "requires_grad_(False)"), ["no parameter that is trained"]),
+    ("model", net("y", "mean = (0.5, 0.5)"), ["MEAN has 2 values for 3 channels"]),
+    ("model", net("y"), ["heuristic=bald compares stochastic passes", "model=zz_broken has no dropout"]),
+    ("model", MODEL.format(model="torch.nn.Conv2d(1, classes, 1)", layer=""), ["models/zz_broken.py", "RuntimeError"]),
     ("model", MODEL.format(model="torch.nn.Conv2d(channels, 2, 1)", layer="ups.4"), ["LAYERS['decoder'] names ups.4"]),
     (
         "dataset",

@@ -16,9 +16,9 @@ from experiments.acquisition.pool import Pool, open_pool
 from experiments.acquisition.prediction import Prediction
 from experiments.components import defaults, load, names
 from experiments.errors import Refused
+from experiments.network.ready import make_ready
 from experiments.store import Item, Split, Store
 from experiments.training import learned
-from experiments.training.trainer import make_ready
 from heuristics import ams, bald, entropy, expected_entropy, first, random, strided, variance, vote_variance
 from heuristics.batches import balanced, power, top
 from models.unet import LAYERS, UNet

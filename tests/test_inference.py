@@ -18,7 +18,7 @@ from experiments.errors import Refused
 from experiments.network import device, dropout
 from experiments.network.inference import Network, plan
 from experiments.network.joining import grown
-from experiments.training.trainer import make_ready
+from experiments.network.ready import make_ready
 from heuristics import bald, entropy, expected_entropy
 from heuristics.batches import stochastic, top
 
@@ -177,6 +177,23 @@ def test_a_grown_image_or_a_joined_one_that_something_else_reads_stays():
         torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))), atol=1e-5, rtol=1e-5)
 
 
+def test_what_does_nothing_is_in_no_ones_way():
+    class Between(Ways):
+        def forward(self, x):
+            skip = self.dropout(self.first(x))
+            return self.head(self.join(self.none(self.way(self.down(skip), skip))))
+
+    torch.manual_seed(0)
+    network = Between("by size")
+    network.none = nn.Sequential(nn.Identity(), nn.Dropout(0.0))
+    model, keys = make_ready(network, (0.0,) * 3, (1.0,) * 3, CPU)[0], pass_keys(PLACE, "score", "ab", 2)
+    kinds = [type(module).__name__ for module in Network(model).rest.modules()]
+    assert kinds.count("Joined") == device.packs(CPU) and not {"Identity", "Dropout"} & set(kinds)
+    x = torch.rand(2, 3, 16, 16)
+    ours = torch.stack(list(Network(model).passes(x, keys)))
+    torch.testing.assert_close(ours, torch.stack(list(module_by_module(model, x, keys))), atol=1e-5, rtol=1e-5)
+
+
 def test_new_weights_are_taken_over_without_tracing_again(x):
     model = trained(make_model()[0])
     old = Network(model)
@@ -228,6 +245,7 @@ def test_what_no_dropout_reaches_is_computed_once_a_batch(x, monkeypatch):
     model, _ = make_ready(Branches(), (0.0,) * 3, (1.0,) * 3, CPU)
     network, keys = Network(model), pass_keys(PLACE, "score", "ab", 6)
     with torch.inference_mode():
+        list(network.passes(x, keys))  # which tries out what can be folded
         for _ in range(2):
             Counting.calls = 0
             ours = torch.stack(list(network.passes(x, keys)))

@@ -228,7 +228,7 @@ def test_features_of_other_images_are_refused(study, phantom_root, tmp_path):
     shutil.copy(root / "seed_0" / f"{ids[0]}.bmp", root / "seed_0" / f"{ids[1]}.bmp")
     with pytest.raises(Refused, match="are not those that"):
         features(study / "bald_0", root=str(root), device="cpu")
-    with pytest.raises(Refused, match="holds no trained model"):
+    with pytest.raises(Refused, match="holds no run"):
         features(tmp_path / "nothing")
 
 

@@ -16,8 +16,8 @@ from experiments.components import defaults, load
 from experiments.errors import Refused
 from experiments.evaluation import metrics
 from experiments.network import dropout
+from experiments.network.ready import make_ready
 from experiments.store import Item, Split, Store
-from experiments.training.trainer import make_ready
 from heuristics import bald, entropy, expected_entropy, variance, vote_variance
 from models.unet import LAYERS, UNet
 

@@ -11,6 +11,7 @@ import torch
 
 from experiments.components import defaults
 from experiments.errors import Refused
+from experiments.network.ready import make_ready
 from experiments.store import IGNORE, Item, Split, Store
 from experiments.training import augment, trainer
 from experiments.training.losses import LOSSES
@@ -59,7 +60,7 @@ def make_store(seeds, labelled=None):
 
 def make_model(classes=2, p=0.1):
     torch.manual_seed(0)
-    return trainer.make_ready(UNet(3, classes, 2, p), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
+    return make_ready(UNet(3, classes, 2, p), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
 
 
 def fit(model, train, val=None, labelled=(0, 1), crop=SIDE, place=PLACE, **more):
@@ -197,10 +198,11 @@ def test_a_compiled_step_is_the_step_itself(settings):
     layers = [torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(), torch.nn.Dropout(0.5)]
     torch.manual_seed(0)
     network = torch.nn.Sequential(*layers, torch.nn.Conv2d(4, 2, 1))
+    network.multiple = 32  # which no crop of 48 is
     found = []
     for compiled in (False, True):
         settings(optimizer="sgd", lr=0.1, compiled=compiled)
-        model, first = trainer.make_ready(copy.deepcopy(network), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
+        model, first = make_ready(copy.deepcopy(network), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
         fit(model, make_store([0, 1, 2]), make_store([8]), labelled=(0, 1, 2))
         found.append(weights(model))
     assert not same(found[0], first)
@@ -380,7 +382,7 @@ def test_finish_normalises_by_mean_and_std():
     seen = []
     network = torch.nn.Sequential(torch.nn.Dropout(0.5))
     network.forward = lambda x: seen.append(x)
-    model, _ = trainer.make_ready(network, (0.5, 0.25, 0.0), (0.5, 1.0, 2.0), torch.device("cpu"))
+    model, _ = make_ready(network, (0.5, 0.25, 0.0), (0.5, 1.0, 2.0), torch.device("cpu"))
     model(torch.ones(1, 3, 2, 2))
     assert seen[0][0, :, 0, 0].tolist() == [1, 0.75, 0.5]
 
@@ -404,7 +406,7 @@ def test_a_weight_that_is_not_finite_is_refused_though_the_loss_is(settings, mon
     with pytest.raises(Refused, match=r"weights after epoch 1 are not finite .spare.: lower trainer\.lr"):
         fit(model, make_store([0, 1]), val and make_store(val))
     with pytest.raises(Refused, match="first weights are not finite .spare.: mend its file in models/"):
-        trainer.make_ready(model, (0.0,), (1.0,), torch.device("cpu"))
+        make_ready(model, (0.0,), (1.0,), torch.device("cpu"))
 
 
 def test_deterministic_runs_may_use_cublas(monkeypatch):
@@ -451,3 +453,91 @@ def test_another_error_in_a_step_is_not_explained_away(settings, monkeypatch):
     monkeypatch.setattr(model, "forward", lambda x: (_ for _ in ()).throw(ValueError("my own")))
     with pytest.raises(ValueError, match="my own"):
         fit(model, make_store([0, 1]))
+
+
+# ---- networks that name what they are trained by
+
+
+class Several(torch.nn.Module):
+    """A frozen stem, a body that learns slowly, a norm without decay, a functional dropout and an auxiliary head."""
+
+    def __init__(self, weight=0.4):
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 4, 3, padding=1).requires_grad_(False)
+        self.body, self.norm = torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.BatchNorm2d(4)
+        self.head, self.aux, self.weight = torch.nn.Conv2d(4, 2, 1), torch.nn.Conv2d(4, 2, 1), weight
+
+    def groups(self):
+        yield {"params": [*self.stem.parameters(), *self.body.parameters()], "lr": 0.1}
+        yield {"params": self.norm.parameters(), "weight_decay": 0.0}
+
+    def forward(self, x):
+        y = torch.nn.functional.dropout(self.norm(self.body(self.stem(x))).relu(), 0.5, self.training)
+        return [(1.0, self.head(y)), (self.weight, self.aux(y))] if self.training else self.head(y)
+
+
+def several(**more):
+    torch.manual_seed(0)
+    return make_ready(Several(**more), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
+
+
+def test_the_model_names_groups_of_its_parameters(settings):
+    settings(lr=0.02, weight_decay=0.03, schedule="cosine")
+    model, _ = several()
+    made, scheduler = trainer.make_optimizer(model, steps_per_epoch=3)
+    slow, norm, rest = made.param_groups
+    assert ([g["lr"] for g in made.param_groups], norm["weight_decay"], rest["weight_decay"]) == (
+        pytest.approx([0.002, 0.02, 0.02]),
+        0.0,
+        0.03,
+    )
+    assert [len(g["params"]) for g in made.param_groups] == [2, 2, 4] and slow["params"][0] is model.body.weight
+    for _ in range(6):
+        made.step()
+        scheduler.step()
+    assert [g["lr"] for g in made.param_groups] == pytest.approx([0, 0, 0])
+
+
+def test_what_is_frozen_stays_and_a_functional_dropout_repeats(settings):
+    found = []
+    for noise in (1, 2):
+        settings()
+        model, first = several()
+        torch.manual_seed(noise)
+        fit(model, make_store([0, 1]), make_store([8]))
+        found.append(weights(model))
+    assert same(found[0], found[1]) and not any(name.startswith("stem") for name in first)
+    moved = {name for name in first if not torch.equal(first[name], found[0][name])}
+    assert moved == first.keys()
+    assert all(torch.equal(found[0][name], several()[0].state_dict()[name]) for name in ("stem.weight", "stem.bias"))
+    settings()
+    model, _ = several()
+    fit(model, make_store([0, 1]), place=(0, "discs", 1))
+    assert not same(weights(model), found[0])
+
+
+def test_several_outputs_are_trained_by_their_weights(settings):
+    """With the weight 0 an auxiliary head learns nothing, but for the decay."""
+    settings(weight_decay=0.0)
+    moved = {}
+    for weight in (0.0, 0.4):
+        model, first = several(weight=weight)
+        fit(model, make_store([0, 1]))
+        moved[weight] = {
+            name: not torch.equal(first[name], tensor) for name, tensor in weights(model).items() if name in first
+        }
+    assert moved[0.4]["aux.weight"] and not moved[0.0]["aux.weight"] and moved[0.0]["head.weight"]
+
+
+def test_long_gradients_are_shortened(settings):
+    """By plain SGD a step is as long as the gradient."""
+    steps = {}
+    for clip in (0.0, 1e-3):
+        settings(
+            optimizer="sgd", momentum=0.0, lr=1.0, weight_decay=0.0, schedule="constant", clip=clip, epochs=1, draws=1
+        )
+        model, first = make_model()
+        names = dict(model.named_parameters())
+        fit(model, make_store([0, 1]))
+        steps[clip] = sum((names[n] - first[n]).square().sum() for n in names).sqrt().item()
+    assert steps[0.0] > 0.1 and steps[1e-3] == pytest.approx(1e-3, rel=0.01)

@@ -17,8 +17,8 @@ from data.doctor.pairs import paired
 from data.doctor.sets import by_kind
 from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
-from experiments.reading import files_of
 from experiments.records.files import write
+from experiments.store.reading import files_of
 
 MANY = 40  # faults from which a table by kind is printed
 EXAMPLES = 3  # of each kind in it

@@ -18,8 +18,8 @@ from data.doctor.pixels import IMAGE, MASK, PAIR, other_colours, spoilt, undecla
 from data.doctor.sets import SET, SIDE, Record, digest
 from experiments.command_line.process import stop_if_asked
 from experiments.errors import Refused
-from experiments.reading import files_of
 from experiments.store import Item, Splits
+from experiments.store.reading import files_of
 
 TOGETHER = 32  # images that a thread reads at a time
 SETS = SET | {"misaligned": misaligned}

@@ -1,8 +1,8 @@
 """What a strategy needs of the model and the dataset: said before anything is trained, with who has it.
 
 A strategy's `NEEDS` are words; where they depend on its settings its captured `needs()` gives them. Model files say in
-`HAS` what they give ("features" go with LAYERS, "pretrained": it can predict before its first training), dataset files
-too ("groups", "validation").
+`HAS` what they can give ("features" go with LAYERS, "pretrained": there is something to see in it before its first
+training), and by a captured `has()` what their settings leave of it; dataset files too ("groups", "validation").
 """
 
 from contextlib import suppress
@@ -21,9 +21,14 @@ MEANS = {
 
 def check(config, parts, splits):
     """Raise Refused if a chosen component needs what this model or these Splits have not."""
+    model = parts["model"]
+    given = model.has() if hasattr(model, "has") else has(model)
+    if hasattr(parts["heuristic"], "prepare") and hasattr(model, "solved") and model.solved():
+        who = f"heuristic={config['heuristic']} takes part in training steps"
+        raise Refused(f"{who}, and with these settings model={config['model']} has none: change them, or the strategy.")
     present = {
-        "features": "features" in has(parts["model"]),
-        "pretrained": "pretrained" in has(parts["model"]),
+        "features": "features" in given,
+        "pretrained": "pretrained" in given,
         "groups": any(splits.train.groups),
         "validation": bool(splits.val),
     }
@@ -32,6 +37,9 @@ def check(config, parts, splits):
         settings = config.get(name, {})
         blind = entry == "initial" and not settings.get("weights")
         for need in wanted(entry, part, parts["initial"], blind):
+            if not present[need] and GIVEN_BY[need] == "model" and need in has(model):
+                where = f"which model={config['model']} has with other settings"
+                raise Refused(f"{entry}={name} needs {MEANS[need]}, {where}: change these, or {entry}=...")
             if not present[need]:
                 refuse(f"{entry}={name}", need, config[GIVEN_BY[need]])
         layer = settings.get("layer", "")

@@ -6,12 +6,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments.acquisition.prediction import moments
+from experiments.acquisition.prediction import floats, moments
 from experiments.components import ROOT, broken
 from experiments.errors import Refused
 from experiments.network.device import memory_explained, ran_out_of_memory
+from experiments.network.layers import layer_outputs
+from experiments.network.ready import make_ready, train
+from experiments.records.progress import say
 
 PASSES, SIDE = 3, 16  # of the made-up predictions that a map is tried on
+SEEN, TRAINED = 192, 128  # pixels of a side that a model is tried on, and tries to train on
 
 
 def check(config, parts, splits):
@@ -24,11 +28,13 @@ def check(config, parts, splits):
         refuse_large_crop(config["dataset"], splits, image)
     height, width = (splits.crop, splits.crop) if splits.crop else image.shape[:2]
     with memory_explained(lambda: "training"):
-        try_model(parts["model"], config["model"], splits, (height, width))
+        stochastic = try_model(parts["model"], config["model"], splits, image, (height, width))
     with memory_explained(lambda: "scoring the pool"):
         for part in dict.fromkeys(parts.values()):
             if hasattr(part, "uncertainty"):
-                try_map(part, len(splits.classes))
+                compares = try_map(part, len(splits.classes))
+                if compares and not stochastic and config["members"] == 1:
+                    refuse_equal_passes(part.ingredient.path, config["model"], config.get(config["model"], {}))
 
 
 def try_dataset(dataset, splits):
@@ -74,33 +80,89 @@ def refuse_large_crop(name, splits, image):
         raise Refused(f"{about}: choose at most {2 * largest}, or 0 for whole images.")
 
 
-def try_model(file, name, splits, size):
-    """Build the model once and let it see one blank window of this size; torch's generator stays as it was."""
+def try_model(file, name, splits, image, window):
+    """Let a model, built for this alone, see the image (H, W, channels) uint8 and train on two blank windows.
+
+    Says what it draws by itself, and if no part of it can be shared by the passes. Returns whether its passes differ.
+    torch's generator stays as it was.
+    """
+    from experiments.network.dropout import sites  # defines a module, so it needs torch at once
+    from experiments.network.folding import traced
+
     classes, channels = len(splits.classes), splits.channels
-    for constant in ("MEAN", "STD"):
-        values = getattr(file, constant)
-        if any(value != (constant == "STD") for value in values) and len(values) not in (1, channels):
-            wrong(file, f"{constant} has {len(values)} values for {channels} channels")
     with torch.random.fork_rng(devices=[]), explained("model", name):
-        model = file.build(channels=channels, classes=classes).eval()
-        with torch.no_grad():
-            logits = model(torch.zeros(1, channels, *size))
-    expected = [(1, given, *size) for given in ((2, 1) if classes == 2 else (classes,))]  # 1: of the foreground alone
-    if not isinstance(logits, torch.Tensor):
-        wrong(file, f"the model gives a {type(logits).__name__}, not logits (B, classes, H, W)")
-    if tuple(logits.shape) not in expected:
-        wrong(file, f"the model gives {tuple(logits.shape)}, not logits (B, classes, H, W) = {expected[0]}")
-    if not logits.isfinite().all():
-        wrong(file, "the untrained model gives logits that are not finite")
-    modules = dict(model.named_modules())
+        model = file.build(channels=channels, classes=classes)
+        for constant in ("MEAN", "STD"):
+            values = getattr(model, constant.lower(), getattr(file, constant))
+            if any(value != (constant == "STD") for value in values) and len(values) not in (1, channels):
+                wrong(file, f"{constant} has {len(values)} values for {channels} channels")
+        if not any(p.requires_grad for p in model.parameters()):
+            wrong(file, "the model has no parameter that is trained")
+        model, _ = make_ready(model, file.MEAN, file.STD, torch.device("cpu"))
+        with layer_outputs(model, known_layers(file, model)) as maps:
+            try_answers(file, model.eval(), floats(torch.from_numpy(part_of(image))[None]), classes)
+            maps()
+        train(model)
+        state = torch.get_rng_state()
+        try_answers(file, model, torch.zeros(2, channels, *(min(side, TRAINED) for side in window)), classes)
+        alone = not torch.equal(state, torch.get_rng_state())
+    if sites(model) and traced(model.eval()) is None:
+        say(f"model={name} cannot be looked into by torch.fx: every stochastic pass computes the whole network.")
+    if alone:
+        say(f"model={name} draws by functions of its own while it trains: stochastic passes leave that out.")
+    return bool(sites(model))
+
+
+def known_layers(file, model):
+    """The paths of all LAYERS of a model's file; refuses one that the model has not."""
+    modules, known = dict(model.named_modules()), []
     for layer, paths in getattr(file, "LAYERS", {}).items():
         for path in [paths] if isinstance(paths, str) else paths:
             if path not in modules:
                 wrong(file, f"LAYERS[{layer!r}] names {path}, and the model has no such module")
+            known.append(path)
+    return known
+
+
+def part_of(image):
+    """The upper left of an image, of sides with the same remainders, for large ones take long on a CPU."""
+    height, width = (min(side, SEEN + side % SEEN) for side in image.shape[:2])
+    return np.ascontiguousarray(image[:height, :width])
+
+
+def try_answers(file, model, x, classes):
+    """Refuse what the model gives for x (B, channels, H, W) unless it is finite logits of that size."""
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        given = model(x)
+    if model.training and isinstance(given, list):
+        if not all(isinstance(part, tuple) and len(part) == 2 for part in given):
+            wrong(file, "the model, while training, gives a list that is not of (weight, logits)")
+        answers = [logits for _, logits in given]
+    else:
+        answers = [given]
+    if not model.training and not torch.equal(state, torch.get_rng_state()):
+        wrong(file, "the model draws random numbers when it is not training: let modules of dropout do it")
+    size = len(x), *x.shape[2:]
+    expected = [(size[0], made, *size[1:]) for made in ((2, 1) if classes == 2 else (classes,))]  # 1: foreground alone
+    for logits in answers:
+        if not isinstance(logits, torch.Tensor):
+            wrong(file, f"the model gives a {type(logits).__name__}, not logits (B, classes, H, W)")
+        if tuple(logits.shape) not in expected:
+            wrong(file, f"the model gives {tuple(logits.shape)}, not logits (B, classes, H, W) = {expected[0]}")
+        if not logits.isfinite().all():
+            wrong(file, "the untrained model gives logits that are not finite")
+
+
+def refuse_equal_passes(heuristic, model, settings):
+    """Say how the model gets dropout, if one of its settings is its probability."""
+    way = next((f"set {model}.{key} above 0" for key in ("p", "dropout") if key in settings), "give its file dropout")
+    why = f"heuristic={heuristic} compares stochastic passes, and model={model} has no dropout to make them differ"
+    raise Refused(f"{why}: {way}, train members=5 of it, or use another heuristic, as entropy.")
 
 
 def try_map(heuristic, classes):
-    """Ask for the map of two made-up images."""
+    """Ask for the map of two made-up images; returns whether it is the same everywhere after a single pass."""
     name = heuristic.ingredient.path
     drawn = torch.Generator().manual_seed(0)
     passes = [(torch.randn(2, classes, SIDE, SIDE + 1, generator=drawn), None) for _ in range(PASSES)]
@@ -113,6 +175,11 @@ def try_map(heuristic, classes):
         wrong(heuristic, f"uncertainty gives {tuple(found.shape)}, not a map (B, H, W) = {expected}")
     if not found.is_floating_point() or not found.isfinite().all():
         wrong(heuristic, "uncertainty gives values that are no finite floats")
+    if getattr(heuristic, "SOURCE", ""):
+        return False
+    with torch.inference_mode():
+        once = heuristic.uncertainty(moments(passes[:1], ["a", "b"], getattr(heuristic, "NEEDS", ())))
+    return bool((once.amax() - once.amin() < 1e-5) & (found.amax() - found.amin() > 1e-5))
 
 
 @contextmanager

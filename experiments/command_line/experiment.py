@@ -18,11 +18,22 @@ from sacred import SETTINGS, Experiment, arg_parser, ingredient, initialize
 from sacred.dependencies import Source, get_digest
 from sacred.utils import apply_backspaces_and_linefeeds, convert_to_nested_dict, recursive_update
 
-from experiments import settings
 from experiments.command_line import words
 from experiments.command_line.address import UNKNOWN, of_option, without_credentials
 from experiments.command_line.process import drop_unwritable_output, refusal, signals_noted
-from experiments.components import FOLDERS, PATHS, PRESETS, ROOT, allowed, defaults, load, names, source_files
+from experiments.components import (
+    FOLDERS,
+    PATHS,
+    PRESETS,
+    ROOT,
+    allowed,
+    defaults,
+    load,
+    names,
+    settings,
+    source_files,
+    written,
+)
 from experiments.errors import Refused, Terminated, hint, listed, shown
 
 # what Sacred logs and our own lines say better, or the user has asked for with runs_dir=""
@@ -166,6 +177,18 @@ class SelectiveExperiment(Experiment):
         run.observers += self.observe(run.config, url, run.meta_info["command"])
         return run
 
+    def settled(self, presets, updates):
+        """All settings of a run with these presets and {dotted name: value}, checked as a run's are; none is begun."""
+        return self._create_run("main", convert_to_nested_dict(updates), tuple(presets)).config
+
+    def taking_part(self, presets, updates):
+        """The names of the components that take part in a run with these presets and {dotted name: value}."""
+        asked = {}
+        for found in (*map(self._preset, presets), updates):
+            recursive_update(asked, convert_to_nested_dict(found))
+        top = {key: value for key, value in asked.items() if not isinstance(value, dict)}
+        return {name for _, name in self._named(defaults(self, fixed=top), asked).values()}
+
     def usual(self):
         """The settings of all that takes part as they are where nothing is asked for: {name: value or section}.
 
@@ -203,8 +226,8 @@ class SelectiveExperiment(Experiment):
     def _choose(self, asked, preset_of):
         """Attach the components that `asked` names; the model is imported last, for it needs torch.
 
-        `preset_of` {setting or group of settings: preset} says what nobody typed. A preset's settings for what a typed
-        word replaces are taken out of `asked`.
+        `preset_of` {setting or group of settings: preset} says what nobody typed. A preset's settings of what takes no
+        part are taken out of `asked`.
         """
         own, ranges = defaults(self), allowed(self)
         top = {key: value for key, value in asked.items() if not isinstance(value, dict)}
@@ -218,7 +241,7 @@ class SelectiveExperiment(Experiment):
             if chosen[entry] not in names(entry):
                 load(entry, chosen[entry])
         taking_part = self._named(chosen, asked)
-        self._drop_replaced(asked, {name for _, name in taking_part.values()}, chosen, preset_of)
+        self._drop_unused(asked, {name for _, name in taking_part.values()}, chosen, preset_of)
         for section in sorted(asked.keys() - top.keys(), key=lambda s: s == chosen["model"]):
             if section in own:
                 raise Refused(f"{section} is one setting, no group of them: type {section}=...")
@@ -239,21 +262,20 @@ class SelectiveExperiment(Experiment):
         self.ingredients = list(dict.fromkeys([*self.always, *attached]))
         self._refuse_shared_names({*own, *(part.path for part in self.always)})
 
-    def _drop_replaced(self, asked, taking_part, chosen, preset_of):
+    def _drop_unused(self, asked, taking_part, chosen, preset_of):
         for section, preset in preset_of.items():
             entries = [entry for entry in FOLDERS if section in names(entry)]
             if not isinstance(asked[section], dict) or section in taking_part or not entries:
                 continue
             typed = [entry for entry in entries if entry in asked and entry not in preset_of]
             later = [entry for entry in entries if preset_of.get(entry, preset) != preset]
-            if typed:
-                said = f"{typed[0]}={chosen[typed[0]]} replaces {section}: what {preset} sets of it is left out."
-                print(said, flush=True)
-                del asked[section]
-            elif later:
-                other = f"{preset_of[later[0]]} sets {later[0]}={chosen[later[0]]} after {preset}"
-                fix = f"name one of the two presets, or add {later[0]}={section}"
+            if later == ["dataset"] and not typed:
+                other = f"{preset_of['dataset']} sets dataset={chosen['dataset']} after {preset}"
+                fix = f"name one of the two presets, or add dataset={section}"
                 raise Refused(f"{other}, whose settings of {section} then take no part: {fix}.")
+            entry = [*typed, *later, *entries][0]
+            print(f"{entry}={chosen[entry]}, so what {preset} sets of {section} is left out.", flush=True)
+            del asked[section]
 
     def _refuse_shared_names(self, own):
         files = {}
@@ -267,7 +289,8 @@ class SelectiveExperiment(Experiment):
     def _named(self, chosen, asked):
         """{entry, or the setting that names it: (entry, name)}: a component's NAMES are settings that name another."""
         taking_part = {entry: (entry, chosen[entry]) for entry in FOLDERS}
-        waiting = [part for entry, part in taking_part.items() if entry not in ("dataset", "model")]
+        named = [part for entry, part in taking_part.items() if entry not in ("dataset", "model")]
+        waiting = named + [part for part in (taking_part["model"],) if "NAMES" in written(*part)]
         for entry, name in waiting:
             module = load(entry, name)
             given = asked.get(name, {})

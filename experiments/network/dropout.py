@@ -4,13 +4,16 @@ MC dropout (Gal & Ghahramani 2016, https://arxiv.org/abs/1506.02142) keeps dropo
 from a global generator the masks would depend on the batch an image is in; here each image brings its own key,
 so any batch size, order or resumed run sees the same masks. The bits are splitmix64 (Steele et al. 2014,
 https://doi.org/10.1145/2660193.2660195) of key and element number, four 16-bit lanes each: integers only, the
-same on every device. baal's patching puts the module in place of nn.Dropout.
+same on every device. Stochastic depth (Huang et al. 2016, https://arxiv.org/abs/1603.09382) and the dropout of whole
+channels (Tompson et al. 2015, https://arxiv.org/abs/1411.4280) are keyed alike.
 """
 
 from functools import lru_cache
 
 import torch
 from torch import nn
+
+from experiments.errors import Refused
 
 GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 MIX = (-4658895280553007687, -7723592293110705685)  # 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -21,9 +24,9 @@ class Keys:
 
     Balanced masks: K passes with the same keys and as `shift` a `turn` by 0, 1 / K, 2 / K ... drop each element in
     exactly K p of them where that is whole, otherwise in one of the two nearest numbers; each pass by itself is
-    Bernoulli as ever (systematic sampling, Madow 1949, https://doi.org/10.1214/aoms/1177729988). `bits` {layer: lanes}
-    then spares all passes but the first the drawing. The mean of 8 balanced passes has less than .8 of the squared
-    error of 8 independent ones (tests/test_inference.py).
+    Bernoulli as ever (systematic sampling, Madow 1949, https://doi.org/10.1214/aoms/1177729988). `bits`
+    {(layer, shape): lanes} then spares all passes but the first the drawing. The mean of 8 balanced passes has less
+    than .8 of the squared error of 8 independent ones (tests/test_inference.py).
     """
 
     def __init__(self):
@@ -31,49 +34,82 @@ class Keys:
 
 
 class KeyedDropout(nn.Module):
-    """Element-wise dropout of p, rounded to 1/65536; kept elements are scaled by 1 / (1 - p)."""
+    """Dropout of p, rounded to 1/65536; kept elements are scaled by 1 / (1 - p).
 
-    def __init__(self, p, keys, layer):
+    Of elements, or of all that lies behind the first `axes`: 1 drops whole rows (stochastic depth), 2 whole channels.
+    """
+
+    def __init__(self, p, keys, layer, axes=0):
         super().__init__()
-        self.p, self.keys, self.layer = round(p * 65536) / 65536, keys, layer
+        self.p, self.keys, self.layer, self.axes = round(p * 65536) / 65536, keys, layer, axes
 
     def forward(self, x):
         if self.keys.now is None or self.p == 0:
             return x
-        mask = keep(self.lanes(x), self.p, self.keys.shift, x.dtype)
-        return x * mask if torch.is_grad_enabled() else mask.mul_(x)
+        like = x[(slice(None),) * self.axes + (slice(1),) * (x.dim() - self.axes)] if self.axes else x
+        mask = keep(self.lanes(like), self.p, self.keys.shift, x.dtype)
+        return x * mask if self.axes or torch.is_grad_enabled() else mask.mul_(x)
 
     def lanes(self, x):
         bits = self.keys.bits
         if bits is None or torch.compiler.is_compiling():  # there drawing is cheap; CUDA graphs reuse the memory
             return lanes(self.keys.now, self.layer, x)
-        if self.layer not in bits:
-            bits[self.layer] = lanes(self.keys.now, self.layer, x)
-        return bits[self.layer]
+        place = self.layer, x.shape  # a module may be called with more than one
+        if place not in bits:
+            bits[place] = lanes(self.keys.now, self.layer, x)
+        return bits[place]
+
+
+CHANNELS = nn.Dropout1d, nn.Dropout2d, nn.Dropout3d
+ROWS = {"DropPath": "drop_prob", "StochasticDepth": "p"}  # how libraries call stochastic depth, and its probability
 
 
 def patch(model):
-    """Replace every nn.Dropout of `model` by keyed dropout, in place; returns the Keys that steer them."""
-    from baal.bayesian.common import replace_layers_in_module
+    """Replace every dropout module of `model` with p > 0 by a keyed one, in place; returns the Keys that steer them.
 
+    One that has several names becomes several. What a network drops by functions of torch is out of reach.
+    """
     keys, count = Keys(), iter(range(10**6))
-
-    def keyed(module):
-        if isinstance(module, nn.Dropout):
-            return KeyedDropout(module.p, keys, next(count))
-        return None
-
-    if not replace_layers_in_module(model, keyed):
-        print("The model has no dropout: its stochastic passes are all the same.", flush=True)
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        p, axes = drops(module)
+        parent, _, name = path.rpartition(".")
+        if p and path and getattr(model.get_submodule(parent), name) is module:  # else patched under another name
+            setattr(model.get_submodule(parent), name, KeyedDropout(p, keys, next(count), axes))
     return keys
 
 
+def drops(module):
+    """(probability, axes of KeyedDropout) of a dropout module, (0, 0) of any other."""
+    if isinstance(module, nn.Dropout):
+        return module.p, 0
+    if isinstance(module, CHANNELS):
+        return module.p, 2
+    end = next((end for end in ROWS if type(module).__name__.endswith(end)), None)
+    return (getattr(module, ROWS[end], 0) or 0, 1) if end else (0, 0)
+
+
+def sites(model):
+    """The keyed dropout modules of a patched model."""
+    return [module for module in model.modules() if isinstance(module, KeyedDropout)]
+
+
 def lanes(keys, layer, like):
-    """Uniform int16 of the shape and device of `like` (B, C, H, W), channels last in memory."""
-    batch, *rest = like.shape
-    count = like[0].numel()
-    bits = splitmix64(keys + layer, -(-count // 4))
-    return bits.view(torch.int16)[:, :count].view(batch, *rest[1:], rest[0]).movedim(-1, 1)
+    """Uniform int16 of the shape and device of `like`, whose rows are those of the B images in order.
+
+    As many for each key (B,): several where an image was parted into rows, as by window attention. (B, C, H, W) lies
+    channels last in memory. Raises Refused where the first axis is another.
+    """
+    batch, rows = len(keys), len(like)
+    if rows % batch:
+        raise Refused(
+            f"A dropout of the model sees {tuple(like.shape)}, and the batch has {batch} images: put them first."
+        )
+    count = like.numel() // batch
+    bits = splitmix64(keys + layer, -(-count // 4)).view(torch.int16)[:, :count]
+    if rows == batch and like.dim() == 4:
+        _, channels, *rest = like.shape
+        return bits.view(batch, *rest, channels).movedim(-1, 1)
+    return bits.reshape(like.shape)
 
 
 def keep(lanes, p, shift, dtype):

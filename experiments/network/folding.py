@@ -8,13 +8,27 @@ from collections import Counter
 import torch
 
 from experiments.network.dropout import KeyedDropout
+from experiments.network.remembered import Remembered
 
 
 def traced(model):
-    try:
-        return torch.fx.GraphModule(model, Tracer().trace(model))
-    except Exception:  # whatever a network's own code raises when it is given proxies instead of tensors
-        return None
+    """The model as a graph without what does nothing in it, or None.
+
+    If torch.fx cannot look into it, modules without dropout are taken as a whole: what they compute alike in all passes
+    is still computed once.
+    """
+    for whole in (False, True):
+        try:
+            graph = torch.fx.GraphModule(model, Tracer(whole).trace(model))
+        except Exception:  # whatever a network's own code raises when it is given proxies instead of tensors
+            continue
+        for node in graph.graph.nodes:
+            if isinstance(called(graph, node), NOTHING):
+                node.replace_all_uses_with(node.args[0])
+                graph.graph.erase_node(node)
+        graph.recompile()
+        return graph
+    return None
 
 
 def halves(graph):
@@ -106,8 +120,19 @@ class Folded(torch.nn.Module):
 
 
 class Tracer(torch.fx.Tracer):
+    """Looks into all modules but dropout, Remembered and torch's own; with `whole`, only into those with dropout."""
+
+    def __init__(self, whole):
+        super().__init__()
+        self.whole = whole
+
     def is_leaf_module(self, module, path):
-        return isinstance(module, KeyedDropout) or super().is_leaf_module(module, path)
+        if isinstance(module, KeyedDropout | Remembered) or super().is_leaf_module(module, path):
+            return True
+        return self.whole and not any(isinstance(part, KeyedDropout) for part in module.modules())
+
+
+NOTHING = torch.nn.Identity, torch.nn.Dropout  # the latter of p = 0, for others are keyed
 
 
 def after_dropout(graph):

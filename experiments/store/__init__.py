@@ -35,7 +35,7 @@ from tqdm import tqdm
 from experiments.command_line.process import stop_if_asked
 from experiments.errors import BadData
 from experiments.network.device import at_once
-from experiments.reading import decode, refuse_averaged  # noqa: F401  a dataset file takes all it needs from here
+from experiments.store.reading import decode, refuse_averaged  # noqa: F401  a dataset file takes all it needs from here
 
 IGNORE = 255  # the mask value of pixels that no loss and no metric counts
 RAM = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
@@ -43,6 +43,8 @@ RAM = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
 
 class Item(NamedTuple):
     """One image of a dataset: a name that is unique in it, and where its image and its mask lie.
+
+    `mask` is None where there is none yet and people are to draw it.
 
     `group` is what is known of the image before it is labelled (a grade, a site), for initial sets and batches in equal
     parts. `source` is what images of it share (a patient, a slide, an animal, a video): dataset files keep those of one
@@ -52,7 +54,7 @@ class Item(NamedTuple):
 
     id: str
     image: Path
-    mask: Path
+    mask: Path | None
     group: str = ""
     source: str = ""
     spacing: tuple = ()
@@ -145,6 +147,7 @@ class Store:
         self.offsets = torch.tensor(self.starts[:-1], device=place)
         self.masks = _ignored(self.pixels, memory)
         self.mask_digests = {}  # sha256 of each mask that was opened, by position
+        self.drawn = {}  # what gives the mask (H, W) that people drew, by position: it stands before the dataset's
 
     def __len__(self):
         return len(self.ids)
@@ -198,7 +201,7 @@ class Store:
     def _checked_mask(self, index, read):
         """What `read` makes of a mask, (H, W) uint8 of classes and IGNORE. Raises BadData for anything else."""
         item = self.split.items[index]
-        mask = read(item.mask)
+        mask = self.drawn[index]() if index in self.drawn else read(item.mask)
         if mask.ndim != 2:
             raise BadData(f"{item.mask} is read with the shape {mask.shape}: read_mask gives (H, W).")
         known = {*range(len(self.classes) or IGNORE), IGNORE}

@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from experiments.command_line.process import reason_and_advice, stop_if_asked
-from experiments.reading import files_of
 from experiments.records.files import hold, release, replace
 from experiments.records.progress import say
 from experiments.records.provenance import hash_sources
 from experiments.store import Split
+from experiments.store.reading import files_of
 
 MAGIC = b"AskMask1"
 MAX_INDEX = 2**30  # bytes
