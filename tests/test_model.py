@@ -18,7 +18,7 @@ from models import unet
 pytestmark = pytest.mark.usefixtures("single_thread")
 SITES = 11
 SMALL = {  # settings of each model that make its tests cheap; none: as they are
-    "lite": {"lite.width": 4},
+    "lite": {"lite.width": 2},
     "unet": {},  # smoke has them
 }
 
