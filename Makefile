@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo notebooks test lint omniboard
+.PHONY: demo notebooks test test-smp lint omniboard
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
@@ -12,8 +12,17 @@ $(VENV)/ready: requirements.txt
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/ready-dev: $(VENV)/ready requirements-dev.txt requirements-pretrained.txt
+$(VENV)/ready-dev: $(VENV)/ready $(wildcard requirements-*.txt)
 	$(VENV)/bin/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+# beside .venv, whose packages it sees: torchvision next to a CPU build of torch breaks what imports it
+$(VENV)-smp/ready: $(VENV)/ready-dev requirements-smp.txt
+	$(VENV)/bin/python -m venv --clear --without-pip $(VENV)-smp
+	$(VENV)/bin/python -m pip --python $(VENV)-smp/bin/python install --quiet --no-deps -r requirements-smp.txt
+	$(VENV)/bin/python -c 'import sysconfig; p = sysconfig.get_path("purelib"); print(f"import site; site.addsitedir({p!r})")' \
+		> $(VENV)-smp/main.pth
+	cp $(VENV)-smp/main.pth $(VENV)-smp/lib/python3*/site-packages/
 	touch $@
 
 demo: $(VENV)/ready
@@ -31,8 +40,11 @@ demo: $(VENV)/ready
 notebooks: $(VENV)/ready
 	$(RUN) -m analysis.execute results
 
-test: $(VENV)/ready-dev lint
+test: $(VENV)/ready-dev lint test-smp
 	$(VENV)/bin/python -m pytest -q -rs --durations=8 -n auto --dist loadfile
+
+test-smp: $(VENV)-smp/ready
+	$(VENV)-smp/bin/python -m pytest -q -n 2 --dist loadfile -k smp tests/test_smp.py tests/test_model.py
 
 omniboard: $(VENV)/ready-dev
 	@$(RUN) -m experiments.omniboard

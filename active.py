@@ -87,6 +87,8 @@ def settings():
     mongo_url = ""  # mongodb://... adds the run to a MongoDB, as Omniboard reads it
     tensorboard_dir = ""  # TensorBoard's event files as well; needs tensorboardX
     tags = ""  # words, with commas between, to find the run by in Omniboard; `-c "..."` adds a note
+    shared_dir = ""  # a folder in which runs that begin alike leave their first cycle for one another, "" for none
+    study = ""  # sha256 of the study file that asked for this run, which its ledger then holds
     checkpoint = "last"  # which cycles' weights to keep: last, all or none
     resume = "same"  # anyway: go on with other versions, sources or devices than the run began with, which is recorded
     device = "auto"  # cpu, cuda:N or mps
@@ -135,7 +137,7 @@ def learn(config, run):
     with keep_output(run), steps.prepare(config, run, ex.components, ex.usual()) as state:
         queries = steps.initial(state)
         for cycle in range(config["cycles"] + 1):
-            steps.label(state, queries)
+            steps.label(state, queries, cycle)
             dice = steps.train_and_test(state, cycle)
             if cycle == config["cycles"] or not state.active.n_unlabelled:
                 break

@@ -166,6 +166,13 @@ def read_mask(mask, ranges, snap, resize):
     return mask.cut(result)
 
 
+def read_original(mask, ranges, snap):
+    """As read_mask, of the file's own pixels."""
+    mask = as_part(mask)
+    whole = read_mask(mask._replace(whole=(), rows=(), columns=()), ranges, snap, 1)
+    return mask.scaled(whole.shape).cut(whole)
+
+
 def nearest(codes, ranges):
     """(N,) uint8: the class whose declared value is nearest, of two equally near ones the lower's."""
     if codes[0] >= COLOUR:

@@ -75,7 +75,8 @@ def load(rng, root, test, val, pixel, tile, crop):
         raise Refused("axon_myelin: every rat tests or validates, none is left to learn from.")
     held = [[item for item in items if item.source in rats] for rats in (val, test)]
     kept = lru_cache(16)(open_image)  # while their tiles are read, and as long as these splits are there
-    return three_splits(pool, *held, partial(read_tile, kept), partial(read_tile, open_mask), crop)
+    read_original = partial(original_tile, lru_cache(2)(open_mask))
+    return three_splits(pool, *held, partial(read_tile, kept), partial(read_tile, open_mask), crop, read_original)
 
 
 def list_images(root):
@@ -142,6 +143,15 @@ def read_tile(opened, path):
     height, width, top, bottom, left, right = map(int, path.name.split("_"))
     with ONE_AT_A_TIME:  # the tiles of a micrograph are asked for at once, and it is decoded once
         return opened(path.parent, height, width)[top:bottom, left:right]
+
+
+def original_tile(opened, path):
+    """The part of a mask's own pixels that a tile's path names."""
+    height, width, *place = map(int, path.name.split("_"))
+    whole = opened(path.parent, 0, 0)
+    down, across = whole.shape[0] / height, whole.shape[1] / width
+    top, bottom, left, right = (round(n * by) for n, by in zip(place, (down, down, across, across), strict=True))
+    return whole[top:bottom, left:right]
 
 
 def open_image(path, height, width):

@@ -71,6 +71,7 @@ def read_folder(root, rng, resize, crop, folds, fold, split, remedy):
         Split,
         read_image=partial(decode, format="BMP", mode="RGB", resize=resize),
         read_mask=partial(read_mask, resize=resize),
+        read_original=partial(read_mask, resize=1.0),
     )
     train = made([item for i, item in enumerate(pool) if i not in chosen])
     val = made([item for i, item in enumerate(pool) if i in chosen])

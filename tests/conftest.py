@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers are imported, which MONAI does, too
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = {"benign": 8, "malignant": 8, "mucinous": 5}  # 16 images to learn from, 5 of other patients validate
 TEST = 4

@@ -9,11 +9,13 @@ from experiments.components import ROOT
 
 # from the top down: a file imports from its own line or from lines below it, never from one above
 ORDER = [
+    ["experiments.study"],
     ["analysis"],
     ["active"],
     ["experiments.benchmark", "experiments.predict"],
     ["heuristics", "data", "models"],
     ["experiments.steps"],
+    ["experiments.annotate"],
     ["experiments.training"],
     ["experiments.evaluation", "experiments.catalogue", "experiments.sync", "experiments.omniboard"],
     ["experiments.acquisition"],

@@ -1,24 +1,35 @@
 """Every file in models/ runs, repeats and resumes at any size of image; the U-Net is the published one."""
 
 import csv
+import inspect
 import shutil
+from contextlib import suppress
 
 import numpy as np
 import pytest
 import torch
 from conftest import events, ledger_bytes, settings
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from experiments.components import names
+from experiments.acquisition.prediction import pass_keys
+from experiments.components import defaults, load, names
 from experiments.errors import Refused
+from experiments.network import checkpoint, ready
 from experiments.network.dropout import KeyedDropout, patch
-from models import unet
+from experiments.network.inference import Network
+from experiments.network.layers import layer_outputs
+from models import modunet, monai, unet
 
 pytestmark = pytest.mark.usefixtures("single_thread")
-SITES = 11
+CPU, PLACE, SITES = torch.device("cpu"), (0, "drawn", 1), 11
 SMALL = {  # settings of each model that make its tests cheap; none: as they are
+    "frozen": {"frozen.width": 8, "lite.weights": "none", "lite.width": 2},
     "lite": {"lite.width": 2},
+    "modunet": {"modunet.width": 4},
+    "monai": {"monai.width": 4},
+    "smp": {"smp.encoder": "mobilenet_v2"},
     "unet": {},  # smoke has them
 }
 
@@ -38,6 +49,21 @@ def test_width_16_is_the_published_network(published):
 
 def test_there_are_eleven_dropout_sites_of_the_given_probability(published):
     assert [m.p for m in published.modules() if isinstance(m, nn.Dropout)] == [0.1] * SITES
+
+
+def test_modunet_is_the_published_network():
+    model = modunet.ModUNet(3, 2)
+    assert sum(p.numel() for p in model.parameters()) == 6_822_594
+    assert [m.p for m in model.modules() if isinstance(m, nn.Dropout)] == [0.5] * 6
+    shapes = {}
+    for path in modunet.LAYERS["encoder"] + modunet.LAYERS["scales"]:
+        layer = model.get_submodule(path)
+        layer.register_forward_hook(lambda m, i, out, path=path: shapes.__setitem__(path, tuple(out.shape[1:])))
+    with torch.inference_mode():
+        assert model.eval()(torch.rand(1, 3, 50, 43)).shape == (1, 2, 50, 43)
+    assert list(shapes.values()) == [
+        (64, 50, 43), (128, 25, 21), (256, 12, 10), (512, 6, 5), (256, 12, 10), (128, 25, 21), (64, 50, 43)
+    ]  # fmt: skip
 
 
 def test_build_passes_every_setting_on():
@@ -111,6 +137,120 @@ def test_patching_keeps_the_weights_names():
 
 
 # ---- every model
+
+
+def given(function, module, **more):
+    """What a component's captured function gives for the file's own settings, and for `more`."""
+    wanted = inspect.signature(function).parameters
+    settings = defaults(module.ingredient) | more
+    return function(**{name: value for name, value in settings.items() if name in wanted})
+
+
+def usable():
+    """The models whose packages are here."""
+    found = []
+    for name in names("model"):
+        module = load("model", name)
+        with suppress(Refused):
+            if hasattr(module, "check"):
+                given(module.check, module)
+            found.append(name)
+    return found
+
+
+MODELS = usable()
+
+
+VARIANTS = [(name, {}) for name in MODELS]
+VARIANTS += [("monai", {"network": network, "width": 24}) for network in monai.NETWORKS if network != "UNet"]
+IDS = ["-".join([name, *map(str, settings.values())]) for name, settings in VARIANTS]
+
+
+def build(name, **settings):
+    """A model as a run has it, from a fixed seed, and its file."""
+    torch.manual_seed(0)
+    module = load("model", name)
+    model = given(module.build, module, channels=3, classes=2, **settings)
+    return ready.make_ready(model, module.MEAN, module.STD, CPU)[0], module
+
+
+def images(n=2, size=(97, 131)):
+    return torch.rand(n, 3, *size, generator=torch.Generator().manual_seed(4))
+
+
+def check_layers(model, layers, size):
+    """Logits of that size, and maps of every layer."""
+    for layer, paths in layers.items():
+        with torch.inference_mode(), layer_outputs(model.eval(), paths) as maps:
+            logits = model(images(size=size))
+            assert all(made.dim() == 4 and len(made) == 2 and made.isfinite().all() for made in maps()), layer
+    assert logits.shape == (2, 2, *size) and logits.isfinite().all() and logits.std() > 0
+
+
+def check_passes(model):
+    """Passes differ; folded, cut at the first dropout and in any batch they are those of the model itself."""
+    x, keys = images(3), pass_keys(PLACE, "score", "abc", 3)
+    network = Network(model, mc_chunk=2)
+    with torch.inference_mode():
+        passes = torch.stack(list(network.passes(x, keys)))
+        alone = torch.stack(list(Network(model).passes(x[1:2], keys[:, 1:2])))
+        plain, scale = model.eval()(x), passes.std()
+        model.dropout_keys.now = keys[2]
+        itself = model(x)
+        model.dropout_keys.now = None
+        assert torch.equal(model(x), plain)
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (passes[one] - passes[other]).std() > 1e-3 * scale
+    torch.testing.assert_close(network(x), plain, atol=1e-3 * scale, rtol=1e-3)
+    torch.testing.assert_close(passes[:, 1:2], alone, atol=1e-3 * scale, rtol=1e-3)
+    torch.testing.assert_close(passes[2], itself, atol=1e-3 * scale, rtol=1e-3)
+
+
+def check_training(make):
+    """What trains gets a gradient and nothing else does; no random number is drawn but by keys."""
+    grads = []
+    for model in (make(), make()):
+        before = torch.get_rng_state()
+        ready.train(model)
+        model.dropout_keys.now = pass_keys(PLACE, "train", "ab", 1)[0]
+        outputs = model(images(size=(64, 64)))
+        outputs = outputs if isinstance(outputs, list) else [(1.0, outputs)]
+        sum(weight * logits.square().mean() for weight, logits in outputs).backward()
+        assert torch.equal(torch.get_rng_state(), before)
+        assert not [path for path, p in model.named_parameters() if p.requires_grad == (p.grad is None)]
+        grads.append([p.grad for p in model.parameters() if p.grad is not None])
+    assert grads[0] and all(map(torch.equal, *grads))
+
+
+@pytest.mark.parametrize("size", [(128, 128), (97, 131)])
+@pytest.mark.parametrize("name, settings", VARIANTS, ids=IDS)
+def test_a_model_answers_at_the_size_of_its_input_and_its_layers_are_maps(name, settings, size):
+    model, module = build(name, **settings)
+    check_layers(model, module.LAYERS, size)
+
+
+@pytest.mark.parametrize("name, settings", VARIANTS, ids=IDS)
+def test_passes_differ_and_depend_on_image_and_pass_alone(name, settings):
+    check_passes(build(name, **settings)[0])
+
+
+@pytest.mark.parametrize("name, settings", VARIANTS, ids=IDS)
+def test_what_trains_gets_a_gradient_and_nothing_is_drawn_by_itself(name, settings):
+    check_training(lambda: build(name, **settings)[0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_checkpoint_brings_the_model_back(name, tmp_path):
+    model, _ = build(name)
+    with torch.no_grad():
+        for p in checkpoint.kept(model).values():
+            p.add_(0.01) if p.is_floating_point() else None
+    save_file({path: p.contiguous() for path, p in checkpoint.kept(model).items()}, tmp_path / "weights.safetensors")
+    other, _ = build(name)
+    with torch.inference_mode():
+        expected, before = model.eval()(images()), other.eval()(images())
+        checkpoint.load(other, load_file(tmp_path / "weights.safetensors"))
+        assert torch.equal(other(images()), expected) and not torch.equal(before, expected)
 
 
 @pytest.fixture(scope="session")

@@ -346,3 +346,24 @@ def test_what_passes_cannot_share_or_leave_out_is_said(kind, capsys):
     said = capsys.readouterr().out
     assert ("every stochastic pass computes the whole network" in said) == (kind is Wandering)
     assert ("draws by functions of its own" in said) == (kind is Wandering)
+
+
+def test_a_network_that_torch_fx_follows_wrongly_is_run_as_it_is():
+    """In an `if` a proxy is no tensor, as in MONAI's BasicUNet, and torch.fx says nothing."""
+
+    class Asks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.drop, self.head = nn.Conv2d(3, 8, 1), nn.Dropout(0.5), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            known = self.drop(self.body(x))
+            return self.head(torch.cat([known, x[:, :0]], 1).abs() if isinstance(known, torch.Tensor) else known)
+
+    torch.manual_seed(0)
+    model, now = ready(Asks()), keys(passes=2)
+    with torch.inference_mode():
+        passes = list(Network(model).passes(images(), now))
+        for made, steering in zip(passes, now, strict=True):
+            model.dropout_keys.now = steering
+            torch.testing.assert_close(made, model(images()))

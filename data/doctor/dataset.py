@@ -1,6 +1,7 @@
 """A dataset as it is typed: its name, or a folder's path, with settings as glas.root=..."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,10 @@ class Dataset(NamedTuple):
         return Path(self.settings["root"]) if self.settings.get("root") else None
 
     def load(self) -> Splits:
-        """Its Splits, those of a run with seed=0. Raises Refused."""
-        return self.module.load(rng=generator(0, self.name, "split"), **self.settings)
+        """Its Splits, those of a run with seed=0, without images that have no mask yet. Raises Refused."""
+        splits = self.module.load(rng=generator(0, self.name, "split"), **self.settings)
+        masked = [item for item in splits.train.items if item.mask is not None]
+        return splits._replace(train=replace(splits.train, items=masked))
 
 
 def asked(name, words):

@@ -36,6 +36,7 @@ class Network:
         plans = PLANS.setdefault(model, {})
         if settings not in plans:
             plans[settings] = plan(model, *settings)
+        self.plans, self.settings = plans, settings
         made, self.prefix, self.rest = plans[settings] or ([], lambda x: (x,), model.forward)
         for module in made:
             module.refresh()
@@ -59,6 +60,7 @@ class Network:
             (x,) = hook(self.model, (x,))
         try:
             with device.autocast(x.device, self.precision):
+                self.verify(x[:1])
                 known = self.prefix(x)
             for now, shift, rows in self.steps(x, known, keys, balanced):
                 self.keys.now, self.keys.shift = now, shift
@@ -79,6 +81,20 @@ class Network:
             member.mc_chunk, own = self.mc_chunk, keys[number :: len(self.members)]
             if len(own):
                 yield from member.passes(x, own, balanced)
+
+    def verify(self, x):
+        """Run the model as it is where its graph answers otherwise: in an `if` torch.fx takes no proxy for a tensor."""
+        _, first, second = self.plans[self.settings] or (None,) * 3
+        if first is None or getattr(first, "verified", False):
+            return
+        right = self.model.forward(x)
+        try:
+            answer = getattr(second, "_orig_mod", second)(*first(x))
+            first.verified = (answer - right).abs().max() <= 0.05 * right.abs().max() + 1e-5
+        except Exception:  # whatever the modules of a wrong graph raise at what they are given
+            first.verified = False
+        if not first.verified:
+            self.plans[self.settings], self.prefix, self.rest = None, lambda x: (x,), self.model.forward
 
     def steps(self, x, known, keys, balanced):
         """Yield (keys of the rows, shift of the masks, what `rest` takes) step by step."""

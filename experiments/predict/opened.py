@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from experiments.components import check_settings, defaults, load, written
+from experiments.components import configure, load, written
 from experiments.errors import Refused
 from experiments.network import checkpoint
 from experiments.network.ready import build
@@ -88,14 +88,6 @@ def splits_of(run, root=""):
     place = {"root": root} if root else {}
     configure(dataset, run.settings | older)
     return dataset.load(rng=rng, **place).described(dataset)
-
-
-def configure(module, settings):
-    """Give a file's captured functions its settings as Sacred does for a run: defaults for what is not there."""
-    recorded, known = settings.get(module.ingredient.path, {}), defaults(module.ingredient)
-    check_settings(module, **{name: value for name, value in recorded.items() if name in known})
-    for function in module.ingredient.captured_functions:
-        function.config = known | recorded
 
 
 def seen_size(size, data, scale=0.0):

@@ -11,7 +11,7 @@ from experiments.errors import Refused
 from experiments.network import checkpoint
 from experiments.network.ready import members_of
 from experiments.store import IGNORE
-from experiments.training import learned, trainer
+from experiments.training import learned, solve, trainer
 
 
 def fit(state, cycle):
@@ -27,20 +27,15 @@ def fit(state, cycle):
         strategy = strategy_of(state, cycle) if learns(state) else None
         state.learner = strategy and strategy.learner
         members = members_of(state.model) if labelled else []
-        each = [
-            trainer.fit(
-                model,
-                state.train,
-                labelled,
-                state.val,
-                (*state.at(cycle), "member", number) if number else state.at(cycle),
-                state.splits.crop,
-                advance=state.progress.advance,
-                strategy=strategy,
-                **pseudo,
-            )
-            for number, model in enumerate(members)
-        ]
+        each = []
+        for number, model in enumerate(members):
+            place = (*state.at(cycle), "member", number) if number else state.at(cycle)
+            images, advance = (model, state.train, labelled, state.val, place), state.progress.advance
+            if hasattr(model, "solved"):
+                each.append(solve.fit(*images, pseudo=pseudo.get("pseudo", ()), advance=advance))
+                continue
+            crops = {"crop": state.splits.crop, "whole": whole(state.components["model"])}
+            each.append(trainer.fit(*images, **crops, advance=advance, strategy=strategy, **pseudo))
     state.trained_cycle = cycle
     return perf_counter() - began, mean_of(each)
 
@@ -49,7 +44,13 @@ def mean_of(each):
     """The means of what validation saw of each member of an ensemble; of one model what it saw, {} of none."""
     if len(each) < 2:
         return each[0] if each else {}
-    return {name: fmean(seen[name] for seen in each) for name in each[0] if name != "epoch"}
+    solved = {"solved": [seen["solved"] for seen in each]} if "solved" in each[0] else {}
+    return {name: fmean(seen[name] for seen in each) for name in each[0] if name not in ("epoch", "solved")} | solved
+
+
+def whole(model_file):
+    """Whether a model keeps features of the images that it sees: it trains on whole ones, mirrored and turned only."""
+    return getattr(model_file, "WHOLE", False)
 
 
 def learns(state):
