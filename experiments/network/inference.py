@@ -46,8 +46,7 @@ class Network:
         With `balanced` masks the keys of the first pass serve all.
         """
         height, width = x.shape[-2:]
-        for hook in self.model._forward_pre_hooks.values():  # which normalise it and grow it to the model's multiple
-            (x,) = hook(self.model, (x,))
+        x = self.prepared(x)
         try:
             with device.autocast(x.device, self.precision):
                 self.verify(x[:1])
@@ -61,6 +60,19 @@ class Network:
                 yield from logits.unflatten(0, (-1, len(x))) if len(logits) > len(x) else [logits]
         finally:
             self.keys.now, self.keys.shift, self.keys.bits = None, None, None
+
+    def prompted(self, x):
+        """The logits (B, C, H, W) of each of a promptable model's views of x, without dropout."""
+        height, width = x.shape[-2:]
+        x = self.prepared(x)
+        with device.autocast(x.device, self.precision):
+            return [logits[..., :height, :width] for logits in self.model.views(x)]
+
+    def prepared(self, x):
+        """x normalised and grown to the model's multiple, by the hooks that do so."""
+        for hook in self.model._forward_pre_hooks.values():
+            (x,) = hook(self.model, (x,))
+        return x
 
     def verify(self, x):
         """Run the model as it is where its graph answers otherwise: in an `if` torch.fx takes no proxy for a tensor."""
