@@ -10,12 +10,12 @@ from pathlib import Path
 from experiments import steps
 from experiments.acquisition import prediction, querying, selection
 from experiments.command_line.experiment import SelectiveExperiment
+from experiments.components.settings import Range
 from experiments.errors import Refused
 from experiments.evaluation import evaluation
 from experiments.records.ledger import CEILING
 from experiments.records.observers import observers
 from experiments.records.sacred_record import keep_output
-from experiments.settings import Range
 from experiments.training import augment, operations, trainer, weights
 
 
@@ -31,6 +31,15 @@ def check(config, components, command):
     if config["checkpoint"] == "none" and weights.continues_weights(config, components["heuristic"]):
         who = "trainer.warm_start" if config["trainer"]["warm_start"] else f"heuristic={config['heuristic']}"
         raise Refused(f"{who} goes on from saved weights: set checkpoint=last.")
+    members = config["members"]
+    if members > 1 and hasattr(components["heuristic"], "prepare"):
+        raise Refused(f"heuristic={config['heuristic']} learns beside one model: leave out members={members}.")
+    for name, section, passes in (
+        ("mc_iters", "prediction", config["mc_iters"]),
+        ("evaluation.passes", "evaluation", config["evaluation"]["passes"]),
+    ):
+        if config[section]["dropout"] and passes < members:
+            raise Refused(f"{name}={passes} passes cannot be shared by members={members}: set {name}={members}.")
     if not config["label"] or any(mark in config["label"] for mark in "/\\\0"):
         raise Refused(f"label names a file, so it cannot be {config['label']!r}.")
     evaluation.check()
@@ -62,6 +71,7 @@ def settings():
     initial = "random"  # the first labelled images: a file in heuristics/ that needs no model
     dataset = "glas" if os.path.isdir("data/GlaS") else "phantom"  # a file in data/; phantom needs no download
     model = "unet"  # a file in models/
+    members = 1  # models trained in each cycle, an ensemble: they share the passes that score and test
     run = 0  # repetition: run 3 of every heuristic starts from the same images and weights
     seed = run  # what all randomness is derived from
     start = 4  # labelled images at the beginning, or their share of the training set
@@ -77,6 +87,8 @@ def settings():
     mongo_url = ""  # mongodb://... adds the run to a MongoDB, as Omniboard reads it
     tensorboard_dir = ""  # TensorBoard's event files as well; needs tensorboardX
     tags = ""  # words, with commas between, to find the run by in Omniboard; `-c "..."` adds a note
+    shared_dir = ""  # a folder in which runs that begin alike leave their first cycle for one another, "" for none
+    study = ""  # sha256 of the study file that asked for this run, which its ledger then holds
     checkpoint = "last"  # which cycles' weights to keep: last, all or none
     resume = "same"  # anyway: go on with other versions, sources or devices than the run began with, which is recorded
     device = "auto"  # cpu, cuda:N or mps
@@ -91,6 +103,7 @@ ALLOWED = {
     "cycles": Range(least=0),
     "pool_size": Range(least=0),
     "mc_iters": Range(least=1),
+    "members": Range(least=1, most=100),
     "checkpoint": ("last", "all", "none"),
     "resume": ("same", "anyway"),
     "threads": Range(least=1, most=1024, zero="what torch takes"),
@@ -124,7 +137,7 @@ def learn(config, run):
     with keep_output(run), steps.prepare(config, run, ex.components, ex.usual()) as state:
         queries = steps.initial(state)
         for cycle in range(config["cycles"] + 1):
-            steps.label(state, queries)
+            steps.label(state, queries, cycle)
             dice = steps.train_and_test(state, cycle)
             if cycle == config["cycles"] or not state.active.n_unlabelled:
                 break

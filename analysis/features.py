@@ -5,6 +5,7 @@ import numpy as np
 from experiments.components import ROOT, defaults, load
 from experiments.errors import Refused
 from experiments.network.layers import layer_outputs
+from experiments.network.ready import members_of
 from experiments.predict.opened import open_run, splits_of
 
 SIDE = 16  # of a thumbnail
@@ -51,4 +52,4 @@ def reopen(folder, root, device):
     images = Store(splits_of(run, str(place)).train, run.device)
     if images.fingerprint != run.events[0]["data"][0]:
         raise Refused(f"The images in {place} are not those that {folder} learnt from: say where those are.")
-    return run.model, run.layers["bottleneck"], images
+    return members_of(run.model)[0], run.layers["bottleneck"], images

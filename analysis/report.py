@@ -11,18 +11,21 @@ import io
 import sys
 import warnings
 import zipfile
+from contextlib import redirect_stdout
 from pathlib import Path
+from time import sleep
 
 import jinja2
 import pandas as pd
 from matplotlib import rc_context
 from PIL import Image
 
-from analysis import plots, runs, statistics
-from analysis.ledgers import aloud, bare_arrays, bounded, curve_of, finished, silent
+from analysis import labels_saved, plots, runs, sequential, statistics
+from analysis.ledgers import aloud, bare_arrays, bounded, curve_of, finished, silent, walk
 from experiments.command_line.process import one_line_errors, unusable
 from experiments.errors import Refused
 from experiments.records.cells import harmless
+from experiments.records.files import write
 
 PACKED = ("ledger.jsonl", "timing.jsonl", "dice.npy", "budget.npy", "queries/*.csv")
 PICTURES = 24  # at most, in the gallery
@@ -30,13 +33,14 @@ WIDTH = 1200  # of a picture in the page, at most
 LISTED = 8  # queries of a cycle: as many as its picture shows
 
 
-def report(source, baseline="", margin=0.0, **asked):
+def report(source, baseline="", margin=0.0, refresh=0, **asked):
     """(HTML, {file name: DataFrame}) of the study in the folder `source`, searched with its subfolders.
 
-    `baseline` is the method that the others are compared with; "" is random, if it is there. `margin` is the largest
-    difference in Dice that does not matter, as statistics.compare takes it; what else is `asked` goes to runs.load. A
-    study that cannot be compared is a page that says why, and so is what was left out. Raises Refused if there is no
-    finished run, or a baseline was named that no run has.
+    The page loads itself anew every `refresh` seconds, 0: never. `baseline` is the method that the others are compared
+    with; "" is random, if it is there. `margin` is the largest difference in Dice that does not matter, as
+    statistics.compare takes it; what else is `asked` goes to runs.load. A study that cannot be compared is a page that
+    says why, and so is what was left out. Raises Refused if there is no finished run, or a baseline was named that no
+    run has.
     """
     if not source.is_dir():
         raise Refused(f"{source} is not a folder of results: run active.py first.")
@@ -58,10 +62,10 @@ def report(source, baseline="", margin=0.0, **asked):
     classes = pd.DataFrame({"dataset": []})
     if books and tested:
         classes = per_class(runs.load(source, per_image=True, say=silent))
-    studies, tables = [], {"curves.csv": frame}
+    studies, tables, design = [], {"curves.csv": frame}, sequential.of_folder(source)
     for number, (dataset, group) in enumerate(frame.groupby("dataset"), 1):
         metric = judges[dataset]
-        ends, verdicts, missing = compare(group, baseline, margin, metric)
+        ends, verdicts, missing = compare(group, baseline, margin, metric, design)
         studies.append(
             {
                 "dataset": dataset,
@@ -88,6 +92,9 @@ def report(source, baseline="", margin=0.0, **asked):
         left_out=left_out,
         baseline=baseline,
         margin=margin,
+        design=design,
+        refresh=refresh,
+        overall=overall(frame, judges, baseline),
         pictures=pictures,
         pictured=pictured,
         settings=reproduce.settings(books.values()),
@@ -135,15 +142,32 @@ def about(frame, metric="test.dice"):
     return text
 
 
-def compare(frame, baseline, margin, metric="test.dice"):
-    """(endpoints by method, verdict table, what is missing for one) of a dataset; what there is none of is None."""
+def compare(frame, baseline, margin, metric="test.dice", design=None):
+    """(endpoints by method, verdict table, what is missing for one) of a dataset; what there is none of is None.
+
+    The verdicts are those of a sequential `design`, if there is one.
+    """
     ends = None
     try:
         ends = statistics.endpoints(frame, metric).groupby("label", as_index=False)
         ends = ends.agg(runs=("run", "size"), aubc=("aubc", "mean"), sd_ddof1=("aubc", "std"), final=("final", "mean"))
-        return ends, statistics.compare(frame, baseline, margin, metric), ""
+        if design:
+            table = sequential.compare(frame, baseline, margin, metric, design)
+        else:
+            table = statistics.compare(frame, baseline, margin, metric)
+        return ends, table.merge(labels_saved.compare(frame, baseline, metric), on="label", how="left"), ""
     except Refused as error:
         return ends, None, str(error)
+
+
+def overall(frame, judges, baseline):
+    """(mean ranks by method, Friedman's p, critical difference) over the datasets; None while these are too few."""
+    headline = [judges[dataset] for dataset in frame["dataset"]]
+    measured = pd.Series([row[name] for row, name in zip(frame.to_dict("records"), headline, strict=True)], frame.index)
+    try:
+        return statistics.ranks(frame.assign(headline_value=measured), baseline, "headline_value")
+    except Refused:
+        return None
 
 
 def starts_alike(frame, metric="test.dice"):
@@ -305,8 +329,14 @@ def main(words=None):
     parser.add_argument("--margin", type=float, default=0.0, help="the largest difference in Dice that does not matter")
     parser.add_argument("--zip", type=Path, metavar="FILE", help="pack the study too, without its images")
     runs.add_published(parser)
+    parser.add_argument("--watch", nargs="?", type=int, const=30, default=0, metavar="SECONDS",
+                        help="follow a study: write the page anew whenever a run got further")  # fmt: skip
     given = parser.parse_args(words)
+    if given.watch < 0:
+        parser.error("--watch takes seconds, at least 1")
     try:
+        if given.watch:
+            watch(given)
         page, tables = report(given.results, given.baseline, given.margin, **runs.published(given))
         page = page.encode(errors="replace")  # a file name need not be Unicode
         save(given.output, page)
@@ -314,6 +344,24 @@ def main(words=None):
             save(given.zip, pack(given.results, page, tables, given.published))
     except Refused as error:
         sys.exit(str(error))
+
+
+def watch(given):
+    """Write the page whenever a ledger has grown, until Ctrl-C; a browser loads it anew by itself."""
+    seen = None
+    print(f"{given.output} follows {given.results} every {given.watch} s, until Ctrl-C.", flush=True)
+    while True:
+        try:
+            now = [(str(folder), (folder / "ledger.jsonl").stat().st_size)
+                   for folder, names in walk(given.results) if "ledger.jsonl" in names]  # fmt: skip
+            if now != seen:
+                with redirect_stdout(io.StringIO()):  # the page itself says what is left out of it
+                    page, _ = report(given.results, given.baseline, given.margin, given.watch, **runs.published(given))
+                write(given.output, page.encode(errors="replace"))
+                seen = now
+        except (OSError, Refused) as refused:  # no run is finished yet, or a file was moved meanwhile
+            print(str(refused), flush=True)
+        sleep(given.watch)
 
 
 if __name__ == "__main__":

@@ -107,8 +107,9 @@ def _nothing(lines):
 def _from_folder(root, per_image, published, say):
     if not root.is_dir():
         raise Refused(f"{root} is not a folder of results.")
-    for events in finished(root, say).values():
-        yield _run(events, per_image)
+    for folder, events in finished(root, say).items():
+        frame = _run(events, per_image)
+        yield frame.assign(dataset=apart(frame["dataset"].iloc[0], folder.parent))
     for path in [] if per_image else bare_arrays(root, BASELINE):
         if not published:
             say(f"{path} is an array without its run, which does not say its budgets (--published 4 2): left out.")
@@ -117,6 +118,12 @@ def _from_folder(root, per_image, published, say):
             yield _baseline(path, *published)
         except Refused as refused:
             say(f"{str(refused).rstrip('.')} - left out.")
+
+
+def apart(dataset, folder):
+    """The dataset's name for runs in this folder: with the settings that the folder of a study's comparison names."""
+    said = [word for word in folder.name.split(",") if "=" in word and not word.startswith("dataset=")]
+    return ", ".join([dataset, *said])
 
 
 def _run(events, per_image):

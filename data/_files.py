@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from data.glas import validation_fold
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.reading import decode, read_text
-from experiments.settings import Range
 from experiments.store import Split, Splits
+from experiments.store.reading import decode, read_text
 
 SIDES = {name: Range(least=1, most=2**14, zero="the files' own") for name in ("height", "width")}
 FOLDS = {"folds": Range(least=2), "fold": Range(least=0)}
@@ -72,9 +72,14 @@ def hold_out(items, rng, folds, fold):
     return [item for i, item in enumerate(items) if i not in chosen], [items[i] for i in sorted(chosen)]
 
 
-def three_splits(train, val, test, read_image, read_mask, crop, **sides):
+def three_splits(train, val, test, read_image, read_mask, crop, read_original=None, **sides):
     """Splits of three lists of items whose files are read at one height and width; an empty list is an absent split."""
-    made = partial(Split, read_image=partial(read_image, **sides), read_mask=partial(read_mask, **sides))
+    made = partial(
+        Split,
+        read_image=partial(read_image, **sides),
+        read_mask=partial(read_mask, **sides),
+        read_original=read_original or partial(read_mask, **dict.fromkeys(sides, 0)),
+    )
     return Splits(made(train), made(val) if val else None, made(test) if test else None, crop)
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.errors import Refused
-from experiments.reading import FORMATS, pages, size
 from experiments.records.progress import say
 from experiments.store import Item
+from experiments.store.reading import FORMATS, pages, size
 
 CONVERT = {  # what is seen beside images and is none that can be read: how it becomes one
     (".dcm", ".dicom", ".ima"): "DICOM: export 8- or 16-bit PNG, the same window for every image",
@@ -38,6 +38,16 @@ class Part(NamedTuple):
         more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         return f"{self.paths[0]}{more}" + (f", page {self.page + 1}" if self.pages > 1 else "")
 
+    def scaled(self, shape):
+        """The same part of the image at another size (height, width)."""
+        if not self.whole:
+            return self
+        rows, columns = (
+            tuple(round(n * new / old) for n in ends)
+            for ends, new, old in zip((self.rows, self.columns), shape, self.whole, strict=True)
+        )
+        return self._replace(whole=tuple(shape), rows=rows, columns=columns)
+
     def cut(self, array):
         """The tile of a whole image's or mask's array, which is all of it where this is no tile."""
         return array[slice(*self.rows), slice(*self.columns)] if self.whole else array
@@ -47,8 +57,11 @@ def as_part(place):
     return place if isinstance(place, Part) else Part((place,))
 
 
-def list_items(images, masks, image_pattern, mask_pattern, several, source):
-    """One Item an image or page, train_2 before train_10; Refused where images and masks do not pair one to one."""
+def list_items(images, masks, image_pattern, mask_pattern, several, source, unlabelled=False):
+    """One Item an image or page, train_2 before train_10; Refused where images and masks do not pair one to one.
+
+    With `unlabelled` images may have no mask: theirs is None.
+    """
     image_of, mask_of = regex(image_pattern, "image"), regex(mask_pattern, "mask")
     if set(image_of.groupindex) != set(mask_of.groupindex):
         raise Refused(f"folder.image_pattern={image_pattern} and mask_pattern={mask_pattern} name different parts.")
@@ -57,16 +70,18 @@ def list_items(images, masks, image_pattern, mask_pattern, several, source):
             f"Images and masks are both in {images}: say how masks are called, as folder.mask_pattern="
             "{name}_mask.png."
         )
-    found_masks = match(masks, mask_of, "masks", image_of.groupindex)
+    none_yet = unlabelled and not masks.is_dir()
+    found_masks = {} if none_yet else match(masks, mask_of, "masks", image_of.groupindex, may_be_none=unlabelled)
     known = {path for paths in found_masks.values() for path in paths}
     found = match(images, image_of, "images", image_of.groupindex, but=known)
     refuse(found, images, lambda key: len(found[key]) > 1, "images have the same name", "keep one file of each name")
     refuse(
         found,
         images,
-        lambda key: key not in found_masks,
+        lambda key: not unlabelled and key not in found_masks,
         "images have no mask",
-        f"put theirs into {masks} as {mask_pattern}, or set folder.masks=... folder.mask_pattern=...",
+        f"put theirs into {masks} as {mask_pattern}, set folder.masks=... folder.mask_pattern=..., or "
+        "folder.unlabelled=True for people to draw them",
     )
     if not several:
         refuse(
@@ -81,11 +96,11 @@ def list_items(images, masks, image_pattern, mask_pattern, several, source):
         told(f"{lone} masks in {masks} have no image and are left out.")
     items = []
     for key in sorted(found, key=natural):
-        [path], own, title = found[key], tuple(found_masks[key]), "/".join(key)
+        [path], own, title = found[key], tuple(found_masks.get(key, ())), "/".join(key)
         count = pages(path)
         for page in range(count):
             id = title if count == 1 else f"{title}_{page:03d}"
-            mask = own[0] if count == len(own) == 1 else Part(own, page, count)
+            mask = (own[0] if count == len(own) == 1 else Part(own, page, count)) if own else None
             shared = source_of(id, source) if source else title
             items.append(Item(id, path if count == 1 else Part((path,), page, count), mask, source=shared))
     twice = [id for id, count in Counter(item.id for item in items).items() if count > 1]
@@ -98,7 +113,7 @@ def tiles(items, side, resize):
     """These items with every large one cut into equal parts of at most side x side pixels, of one source as before."""
     made = []
     for item in items:
-        image, mask = as_part(item.image), as_part(item.mask)
+        image, mask = as_part(item.image), item.mask and as_part(item.mask)
         whole = tuple(max(1, round(length * resize)) for length in size(image.paths[0], image.page))
         rows, columns = (
             [length * k // count for k in range(count + 1)] for length in whole for count in [-(-length // side)]
@@ -109,7 +124,7 @@ def tiles(items, side, resize):
         for down, across in product(pairwise(rows), pairwise(columns)):
             place = {"whole": whole, "rows": down, "columns": across}
             id = f"{item.id}_y{down[0]:05d}_x{across[0]:05d}"
-            made.append(item._replace(id=id, image=image._replace(**place), mask=mask._replace(**place)))
+            made.append(item._replace(id=id, image=image._replace(**place), mask=mask and mask._replace(**place)))
     return made
 
 
@@ -124,7 +139,7 @@ def regex(pattern, what):
     return re.compile("".join(piece for pair in zip(fixed, [*fields, ""], strict=True) for piece in pair), re.S)
 
 
-def match(folder, pattern, what, names, but=()):
+def match(folder, pattern, what, names, but=(), may_be_none=False):
     """{key: paths} of the image files under a folder that a pattern matches, without hidden ones and those in `but`."""
     if not folder.is_dir():
         raise Refused(f"{folder} is no folder: put the {what} there, or set folder.root=... folder.{what}=...")
@@ -141,7 +156,7 @@ def match(folder, pattern, what, names, but=()):
             seen += readable
             if matched and readable and path not in but:
                 found[tuple(matched[name] for name in names)].append(path)
-    if not found:
+    if not found and not may_be_none:
         held = f"{seen} PNG, JPEG, BMP, GIF or TIFF files" + (", none of which fits the pattern" if seen else "")
         raise Refused(f"{folder} holds {held}: put the {what} there, or set folder.{what}=... and the patterns.")
     return found

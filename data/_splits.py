@@ -7,7 +7,34 @@ from pathlib import Path
 from data._pairs import as_part, natural, told
 from experiments.errors import Refused
 from experiments.randomness import generator
-from experiments.reading import read_text
+from experiments.store.reading import read_text
+
+NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}  # of folders
+ENDINGS = ("annot", "_annotations", "_labels", "_masks")  # of the folder of masks beside train
+
+
+def official(root, images, masks):
+    """{part: (its images' folder, its masks')} where a root holds them apart in folders called train, val and test.
+
+    These hold images/ and masks/ each, or lie in both of these, or the masks beside the images, or in trainannot and
+    its like. {} where the images' folder has none of them, or there is no train.
+    """
+    within = [lambda name: (root / images / name, root / masks / name)]
+    apart = [
+        lambda name: (root / name / images, root / name / masks),
+        *(lambda name, end=end: (root / name, root / f"{name}{end}") for end in ENDINGS),
+        lambda name: (root / name, root / name),
+    ]
+    layouts = within if (root / images).is_dir() and images != "." else apart
+    for places in layouts:
+        found = {part: places(name) for part, names in NAMES.items() for name in names if places(name)[0].is_dir()}
+        if "train" in found and (places is layouts[0] or found["train"][1].is_dir()):
+            return found
+    return {}
 
 
 def read_list(root, file, items):
@@ -47,17 +74,27 @@ def deal(items, lists, shares, rng, name):
         for position in positions:
             if owner.setdefault(position, part) != part:
                 raise Refused(f"{items[position].id} is in two lists, {owner[position]} and {part}.")
+    for position, part in owner.items():
+        if part != "train" and items[position].mask is None:
+            raise Refused(f"{items[position].id} is in the list of {part} and has no mask: draw one, or leave it out.")
     parts = {part: lists.get(part, []) for part in ("train", "val", "test")}
     left = [position for position in range(len(items)) if position not in owner]
     if "train" not in lists:
         parts["train"] = left
     elif left:
         told(f"{len(left)} images are in no list and are left out.")
+    open_ones = [position for position in parts["train"] if items[position].mask is None]  # whose masks people draw
+    parts["train"] = [position for position in parts["train"] if items[position].mask is not None]
     whole = len(parts["train"])
     draws = {"test": generator(name, "test"), "val": rng}  # one test set for all runs
     for part in ("test", "val"):
         if part not in lists and shares[part]:
             parts[part], parts["train"] = draw(items, parts["train"], shares[part] * whole, draws[part], part)
+    held = {items[position].source for part in ("val", "test") for position in parts[part]}
+    apart = [position for position in open_ones if items[position].source in held]
+    if apart:
+        told(f"{len(apart)} images without a mask share a source with validation or test images and are left out.")
+    parts["train"] = sorted({*parts["train"], *open_ones} - {*apart}) if open_ones else parts["train"]
     seen = {}
     for part, positions in parts.items():
         for position in positions:
@@ -69,13 +106,16 @@ def deal(items, lists, shares, rng, name):
     return [[items[position] for position in parts[part]] for part in ("train", "val", "test")]
 
 
-def draw(items, positions, wanted, rng, part):
-    """(drawn, others) of these positions: whole sources until `wanted` images are reached, at least one source."""
+def draw(items, positions, wanted, rng, part, remedy=""):
+    """(drawn, others) of these positions: whole sources until `wanted` images are reached, at least one source.
+
+    Raises Refused, with the `remedy`, where there is but one source.
+    """
     sources = sorted({items[position].source for position in positions}, key=lambda text: natural((text,)))
     if len(sources) < 2:
         raise Refused(
-            f"{part} cannot be drawn, for the images left to learn from are all of one source, {sources[0]}: set "
-            f"folder.{part}=0, folder.{part}_file=... or, to split a stack, folder.source='(.*)'."
+            f"{part} cannot be drawn, for the images left to learn from are all of one source, {sources[0]}: "
+            + (remedy or f"set folder.{part}=0, folder.{part}_file=... or, to split a stack, folder.source='(.*)'.")
             if sources
             else f"{part} cannot be drawn: no training images are left."
         )

@@ -8,8 +8,8 @@ from PIL import Image
 
 from data._pairs import as_part, told
 from experiments.errors import BadData, Refused
-from experiments.reading import pages, pixels, resized
 from experiments.store import IGNORE
+from experiments.store.reading import pages, pixels, resized
 
 COLOUR = 2**24  # + 0xrrggbb: how a colour is told from a number
 LISTED = 32  # different values of masks that can still be classes
@@ -164,6 +164,13 @@ def read_mask(mask, ranges, snap, resize):
         (h, w), (height, width) = result.shape, mask.whole
         raise BadData(f"{mask} is {w} x {h}, its image {width} x {height}: replace the mask.")
     return mask.cut(result)
+
+
+def read_original(mask, ranges, snap):
+    """As read_mask, of the file's own pixels."""
+    mask = as_part(mask)
+    whole = read_mask(mask._replace(whole=(), rows=(), columns=()), ranges, snap, 1)
+    return mask.scaled(whole.shape).cut(whole)
 
 
 def nearest(codes, ranges):

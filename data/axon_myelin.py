@@ -20,10 +20,10 @@ from PIL import Image
 from sacred import Ingredient
 
 from data._files import WINDOW, refuse_absent, refuse_missing, sized, three_splits
+from experiments.components.settings import Range
 from experiments.errors import BadData, Refused
-from experiments.reading import MAX_IMAGE, read_text, regular
-from experiments.settings import Range
 from experiments.store import IGNORE, Item, decode
+from experiments.store.reading import MAX_IMAGE, read_text, regular
 
 CLASSES = ("background", "myelin", "axon")
 CHANNELS = 3
@@ -75,7 +75,8 @@ def load(rng, root, test, val, pixel, tile, crop):
         raise Refused("axon_myelin: every rat tests or validates, none is left to learn from.")
     held = [[item for item in items if item.source in rats] for rats in (val, test)]
     kept = lru_cache(16)(open_image)  # while their tiles are read, and as long as these splits are there
-    return three_splits(pool, *held, partial(read_tile, kept), partial(read_tile, open_mask), crop)
+    read_original = partial(original_tile, lru_cache(2)(open_mask))
+    return three_splits(pool, *held, partial(read_tile, kept), partial(read_tile, open_mask), crop, read_original)
 
 
 def list_images(root):
@@ -142,6 +143,15 @@ def read_tile(opened, path):
     height, width, top, bottom, left, right = map(int, path.name.split("_"))
     with ONE_AT_A_TIME:  # the tiles of a micrograph are asked for at once, and it is decoded once
         return opened(path.parent, height, width)[top:bottom, left:right]
+
+
+def original_tile(opened, path):
+    """The part of a mask's own pixels that a tile's path names."""
+    height, width, *place = map(int, path.name.split("_"))
+    whole = opened(path.parent, 0, 0)
+    down, across = whole.shape[0] / height, whole.shape[1] / width
+    top, bottom, left, right = (round(n * by) for n, by in zip(place, (down, down, across, across), strict=True))
+    return whole[top:bottom, left:right]
 
 
 def open_image(path, height, width):

@@ -6,6 +6,7 @@ slices, images of one source. A mask's values become classes by `classes` or `va
 
 import os
 from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 
@@ -14,12 +15,12 @@ from PIL import Image
 from sacred import Ingredient
 
 from data._pairs import as_part, list_items, tiles, told
-from data._splits import deal, read_list
-from data._values import propose, read_mask, read_meaning, spelled
+from data._splits import deal, official, read_list
+from data._values import propose, read_mask, read_meaning, read_original, spelled
+from experiments.components.settings import Range
 from experiments.errors import BadData, Refused
-from experiments.reading import pixels, resized
-from experiments.settings import Range
 from experiments.store import IGNORE, Split, Splits  # noqa: F401  a dataset has IGNORE
+from experiments.store.reading import pixels, resized
 
 LAST = Lock()  # of last_decoded: images are read in threads
 CLASSES, CHANNELS, HAS = (), 3, ("validation",)  # classes and channels are settings: load gives them
@@ -34,6 +35,7 @@ def settings():
     masks = "masks"  # the masks' folder, which may be the same
     image_pattern = "{name}.*"  # what of an image's path names it; * is anything but /
     mask_pattern = "{name}.*"  # how its mask is then called: {name}_mask.png, {part}annot/{name}.png
+    unlabelled = False  # True: images without a mask are the pool, and the run asks people for their masks
     several = False  # True: an image's masks are several files, one object each
     classes = ""  # background,gland: the names of the mask values 0, 1, 2 ...
     values = ""  # 0:background,1-255:gland,11:ignore or #00ff00:road,#000000:ignore where the values are others
@@ -71,18 +73,24 @@ ALLOWED = {
 
 
 @ingredient.capture
-def load(rng, root, images, masks, image_pattern, mask_pattern, several, classes, values, ignore, snap, confirm,
-         train_file, val_file, test_file, val, test, source, channels, black, white, percentile, resize, crop, tile,
-         name,
+def load(rng, root, images, masks, image_pattern, mask_pattern, unlabelled, several, classes, values, ignore, snap,
+         confirm, train_file, val_file, test_file, val, test, source, channels, black, white, percentile, resize,
+         crop, tile, name,
 ):  # fmt: skip
     if black >= white:
         raise Refused(f"folder.black={black} is not below folder.white={white}.")
     root = Path(root).expanduser()
-    places = root / os.path.expanduser(images), root / os.path.expanduser(masks)
-    items = list_items(*places, image_pattern, mask_pattern, several, source)
-    items = tiles(items, tile, resize) if tile else items
+    places = os.path.expanduser(images), os.path.expanduser(masks)
     files = {"train": train_file, "val": val_file, "test": test_file}
+    apart = {} if any(files.values()) or "/" in image_pattern + mask_pattern else official(root, *places)
+    how = image_pattern, mask_pattern, several, source, unlabelled
+    held = list_parts(root, places, apart, *how)
+    held = {part: tiles(found, tile, resize) if tile else found for part, found in held.items()}
+    items = [item for found in held.values() for item in found]
     lists = {part: read_list(root, file, items) for part, file in files.items() if file}
+    if apart:
+        ends = list(accumulate(map(len, held.values()), initial=0))
+        lists = {part: list(range(*ends[n : n + 2])) for n, part in enumerate(held)}
     train, validation, tests = deal(items, lists, {"val": val, "test": test}, rng, name)
     seen = [item.mask for item in [*validation, *tests]]  # anybody's to see, unlike the pool's
     names, ranges = read_meaning(classes, values, ignore) or propose(seen, confirm)
@@ -93,6 +101,7 @@ def load(rng, root, images, masks, image_pattern, mask_pattern, several, classes
             read_image, channels=channels, black=black, white=white, percentile=percentile, resize=resize
         ),
         read_mask=partial(read_mask, ranges=ranges, snap=snap, resize=resize),
+        read_original=partial(read_original, ranges=ranges, snap=snap),
     )
     return Splits(
         made(train),
@@ -104,6 +113,25 @@ def load(rng, root, images, masks, image_pattern, mask_pattern, several, classes
         headline="dice" if len(names) == 2 else "miou",
         name=name,
     )
+
+
+def list_parts(root, places, apart, image_pattern, mask_pattern, several, source, unlabelled):
+    """{part: Items}, of all images as one part where they are not in folders of their own."""
+    how = image_pattern, mask_pattern, several, source, unlabelled
+    if not apart:
+        return {"": list_items(*(root / place for place in places), *how)}
+    held = {}
+    for part, (images, masks) in apart.items():
+        if part != "train" and not masks.is_dir():
+            told(f"{masks} is no folder: the images of {images} have no masks, and are left out.")
+            continue
+        found = list_items(images, masks, *how)
+        held[part] = [
+            item._replace(id=f"{part}/{item.id}", source=item.source if source else f"{part}/{item.source}")
+            for item in found
+        ]
+    told("Split as the folders are: " + ", ".join(f"{len(found)} {part}" for part, found in held.items()) + ".")
+    return held
 
 
 def read_image(image, **how):

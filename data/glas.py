@@ -12,10 +12,10 @@ from pathlib import Path
 
 from sacred import Ingredient
 
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.reading import read_text
-from experiments.settings import Range
 from experiments.store import IGNORE, Item, Split, Splits, decode, refuse_averaged  # noqa: F401  a dataset has IGNORE
+from experiments.store.reading import read_text
 
 CLASSES = ("background", "gland")
 CHANNELS = 3
@@ -71,6 +71,7 @@ def read_folder(root, rng, resize, crop, folds, fold, split, remedy):
         Split,
         read_image=partial(decode, format="BMP", mode="RGB", resize=resize),
         read_mask=partial(read_mask, resize=resize),
+        read_original=partial(read_mask, resize=1.0),
     )
     train = made([item for i, item in enumerate(pool) if i not in chosen])
     val = made([item for i, item in enumerate(pool) if i in chosen])

@@ -21,6 +21,13 @@ class BadData(Refused, SacredInterrupt):
     STATUS = "INTERRUPTED"
 
 
+class AwaitingLabels(Refused, SacredInterrupt):
+    """The run has asked people for masks and goes on, with the same command, once they are there: exit code 0."""
+
+    STATUS = "AWAITING_LABELS"
+    code = 0
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as a cluster or container sends it: INTERRUPTED, exit code 143, the same command continues.
 

@@ -12,24 +12,25 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 
+from experiments import annotate
 from experiments.acquisition import needs, querying, showing, trial
 from experiments.components import PRESETS, load, written
 from experiments.errors import Refused
 from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling, memory_explained
-from experiments.network.ready import make_ready
-from experiments.randomness import generator, key
+from experiments.network.ready import build
+from experiments.randomness import generator
 from experiments.records import ledger
+from experiments.records.chain import ASIDE
 from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks, refuse_other_origin
 from experiments.records.files import write
 from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
-from experiments.store import IGNORE, Splits, Store, cache, refuse_ignored_foreground
-from experiments.training import trainer, weights
+from experiments.store import IGNORE, Splits, Store, cache, refuse_ignored_foreground, remarks
+from experiments.training import first_cycle, trainer, weights
 
 
 @dataclass
@@ -68,12 +69,13 @@ def check(config, components, usual):
     say(f"Dataset {config['dataset']}: {about}")
     metrics.headline(components["dataset"])
     splits = find_images(config, components)
+    evaluation.check_test(splits.test, config["dataset"])
     needs.check(config, components, splits)
     trial.check(config, components, splits)
     size, start = len(splits.train), config["start"]
     if isinstance(start, int) and start > size:
         raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
-    config = resolve_counts(config, components, size)
+    config = resolve_counts(config, components, splits.train)
     if 0 < config["pool_size"] < config["query"]:
         looked, asked = config["pool_size"], config["query"]
         raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
@@ -83,12 +85,15 @@ def check(config, components, usual):
 def find_images(config, components):
     """The Splits of this run's dataset, described; nothing is decoded. Raises Refused when files are missing."""
     splits = components["dataset"].load(rng=generator(config["seed"], config["dataset"], "split"))
-    return splits.described(components["dataset"])
+    splits = splits.described(components["dataset"])
+    return splits._replace(crop=0) if weights.whole(components["model"]) else splits
 
 
-def resolve_counts(config, components, size):
-    """The settings with shares of the `size` training images as numbers of images."""
-    start = 0 if getattr(components["initial"], "EMPTY", False) else config["start"]
+def resolve_counts(config, components, train):
+    """The settings with shares of the training images as numbers of images."""
+    size, start = len(train), 0 if getattr(components["initial"], "EMPTY", False) else config["start"]
+    if getattr(components["initial"], "ANNOTATED", False):
+        start = sum(item.mask is not None for item in train.items)
     return {**config, "start": count(start, size), **{k: count(config[k], size) for k in ("query", "pool_size")}}
 
 
@@ -112,6 +117,8 @@ def prepare(config, run, components, usual):
     """Read the images, open the ledger, build the model: a State for the other steps."""
     from baal.active import ActiveLearningDataset  # takes seconds to import
 
+    from experiments.network.remembered import keep_in  # defines a module, so it needs torch at once
+
     model_file = components["model"]
     device = device_of(config)
     made = made_with(config, components.values(), device)
@@ -129,8 +136,10 @@ def prepare(config, run, components, usual):
     refuse_ignored_foreground(list(filter(None, stores)), config["dataset"])
     trainer.check_validation(val)
     size, classes = len(train), len(splits.classes)
-    config, folder = resolve_counts(config, components, size), folder_of(config)
+    config, folder = resolve_counts(config, components, splits.train), folder_of(config)
     print_summary(config, run, components, splits, test, classes, made)
+    for line in remarks.remarks(dict(zip(splits._fields, stores, strict=False)), splits.classes):
+        say(line)
     fingerprints = [store and store.fingerprint for store in stores]
     masks = {name: store and digest_masks(store, range(len(store))) for name, store in (("val", val), ("test", test))}
     with (
@@ -140,9 +149,8 @@ def prepare(config, run, components, usual):
     ):
         if ledger.events:
             go_on(ledger, config, made, masks, {"val": val, "test": test})
-        torch.manual_seed(key(*place, "weights") % 2**63)
-        model = model_file.build(channels=splits.channels, classes=classes)
-        model, first = make_ready(model, model_file.MEAN, model_file.STD, device)
+        model, first = build(model_file, splits.channels, classes, place, device, config["members"])
+        keep_in(config["cache_dir"], model, device)
         origin = checkpoint.origin(model)
         if ledger.events:
             refuse_other_origin(ledger.folder, ledger.events[0], origin)
@@ -171,7 +179,7 @@ def go_on(ledger, config, made, masks, stores):
     if ledger.chain.unsealed:
         lines = f"the first {ledger.chain.unsealed} lines of {ledger.path} have no hashes"
         say(f"Written by an earlier version, {lines}: they are taken as they are.")
-    done = sum(e["event"] != "resumed" for e in ledger.events)
+    done = sum(e["event"] not in ASIDE for e in ledger.events)
     say(f"Going on from {ledger.folder}, where {done} steps are done.")
 
 
@@ -184,10 +192,12 @@ def print_summary(config, run, components, splits, test, classes, made):
     say(f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.")
     if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
         say(f"This is a small budget; the published one is `with {config['dataset']}`.")
+    if weights.whole(components["model"]):
+        say(f"{config['model']} keeps features of whole images: no crops, and of augment only flip and rotate.")
     if getattr(components["heuristic"], "JOINT", False):
         say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
     if test:
-        constant = evaluation.constant_answer(test, classes, splits.headline)
+        constant = evaluation.constant_answer(test, classes, measure=splits.headline)
         run.info["constant_dice"] = constant
         if constant is None:
             what = f"None of the {len(test)} test images has a pixel of a foreground class"
@@ -230,10 +240,14 @@ def check_pool(state, cycle):
         check(pool=querying.pool_of(state, [], cycle))
 
 
-def label(state, queries):
-    """Open the masks that were asked for. Raises BadData, labelling none, if one of them cannot be used."""
+def label(state, queries, cycle):
+    """Open the masks that were asked for, and again those that people have drawn anew since.
+
+    Raises BadData, labelling none, if one of them cannot be used, and AwaitingLabels if people are still to draw some.
+    """
     chosen = positions(state, queries)
-    state.train.label(chosen)
+    again = annotate.settle(state, queries, chosen, cycle, lambda: can_show(state, cycle - 1))
+    state.train.label([*chosen, *again])
     refuse_ignored_foreground([s for s in (state.train, state.val, state.test) if s], state.config["dataset"])
     pool = np.flatnonzero(~state.active.labelled)
     if chosen:  # given no index, baal labels every image
@@ -262,36 +276,48 @@ def train_and_test(state, cycle):
     if event is None:
         check_pool(state, cycle)
         gc.collect()  # else safetensors' and matplotlib's circles hold many cycles' weights and pictures
-        seconds, seen = weights.fit(state, cycle)
         began = perf_counter()
-        state.progress.start(f"cycle {cycle}/{state.config['cycles']}, testing")
-        scalars, arrays, calibration = {}, {}, {}
-        if state.test:
-            volumes = getattr(state.components["dataset"], "VOLUMES", False)
-            scalars, arrays, calibration = evaluation.evaluate(
-                state.model, state.test, state.at(cycle), state.classes, volumes=volumes, advance=state.progress.advance
-            )
-        saved = checkpoint.pack(state.model, state.learner)
+        masks = digest_masks(state.train, opened)
+        key = "" if cycle else first_cycle.key_of(state, masks)
+        seconds, taken = 0.0, first_cycle.take(state, key)
+        if taken:
+            state.progress.start(f"cycle 0/{state.config['cycles']}, as a run that began alike had it")
+        else:
+            seconds, seen = weights.fit(state, cycle)
+            began = perf_counter()
+            taken = measured(state, cycle, seen) | {"masks": masks}, checkpoint.pack(state.model, state.learner)
+        values, saved = taken
         digest = state.ledger.save_weights(cycle, saved, state.config["checkpoint"])
-        epoch = seen.pop("epoch", None)  # no measurement: apart from the metrics, which one axis shows together
-        labelled = state.active.get_indices_for_active_step()
-        event = state.ledger.append(
-            "evaluated",
-            cycle,
-            images=len(labelled),
-            **cost((state.train.mask(i) for i in labelled), state.train.foreground.start),
-            pool=int(state.active.n_unlabelled),
-            metrics={f"test.{k}": v for k, v in scalars.items()} | {f"val.{k}": v for k, v in seen.items()},
-            held_out=[state.train.ids[i] for i in weights.held_out(state)],
-            per_image=arrays,
-            calibration=calibration,
-            epoch=epoch,
-            weights=digest,
-            masks=digest_masks(state.train, opened),
-        )
+        event = state.ledger.append("evaluated", cycle, **values, weights=digest)
         state.ledger.drop_weights(cycle, state.config["checkpoint"])
+        first_cycle.leave(state, key, values, saved, digest)
         state.ledger.time(cycle, train=seconds, evaluate=perf_counter() - began)
     return publish(state, cycle, event)
+
+
+def measured(state, cycle, seen):
+    """What the ledger says of a trained cycle: budget, metrics, values of each image; `seen` by validation."""
+    state.progress.start(f"cycle {cycle}/{state.config['cycles']}, testing")
+    scalars, arrays, calibration = {}, {}, {}
+    if state.test:
+        volumes = getattr(state.components["dataset"], "VOLUMES", False)
+        scalars, arrays, calibration = evaluation.evaluate(
+            state.model, state.test, state.at(cycle), state.classes, volumes=volumes, advance=state.progress.advance
+        )
+    epoch = seen.pop("epoch", None)  # no measurement: apart from the metrics, which one axis shows together
+    solved = {"solved": seen.pop("solved")} if "solved" in seen else {}
+    labelled = state.active.get_indices_for_active_step()
+    return {
+        "images": len(labelled),
+        **cost((state.train.mask(i) for i in labelled), state.train.foreground.start),
+        "pool": int(state.active.n_unlabelled),
+        "metrics": {f"test.{k}": v for k, v in scalars.items()} | {f"val.{k}": v for k, v in seen.items()},
+        "held_out": [state.train.ids[i] for i in weights.held_out(state)],
+        "per_image": arrays,
+        "calibration": calibration,
+        "epoch": epoch,
+        **solved,
+    }
 
 
 def cost(masks, first):
@@ -376,6 +402,8 @@ def conclude(state):
     """Hand the arrays to the observers and say where the result lies."""
     if not state.active.n_unlabelled and state.config["cycles"]:
         state.progress.line("Every image of the pool is labelled: the run ends here.")
+    for line in remarks.unlabelled_classes(state.train, state.splits.classes):
+        state.progress.line(line)
     paths = state.ledger.write_arrays()
     for path in paths:
         state.run.add_artifact(str(path), path.name)

@@ -12,8 +12,8 @@ from itertools import combinations
 import numpy as np
 from sacred import Ingredient
 
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.settings import Range
 
 ingredient = Ingredient("mask_discrepancy")
 

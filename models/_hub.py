@@ -7,7 +7,7 @@ from hashlib import file_digest
 from pathlib import Path
 
 from experiments.errors import Refused
-from experiments.reading import MAX_WEIGHTS, regular
+from experiments.store.reading import MAX_WEIGHTS, regular
 
 FIX = "name a folder with config.json and model.safetensors, or a repository of the hub"
 

@@ -12,10 +12,10 @@ from sacred import Ingredient
 from torch import nn
 from torch.nn import functional
 
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.reading import read_text
 from experiments.records.progress import say
-from experiments.settings import Range
+from experiments.store.reading import read_text
 from models import _hub
 
 told = cache(say)  # build is called more than once in a run

@@ -15,9 +15,9 @@ import torch
 from sacred import Ingredient
 from torch import nn
 
+from experiments.components.settings import Range
 from experiments.errors import Refused
 from experiments.network import pretrained
-from experiments.settings import Range
 
 ingredient = Ingredient("lite")
 
@@ -119,7 +119,7 @@ class LiteUNet(nn.Module):
         self.head = nn.Conv2d(width, classes, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out" if module.groups == 1 else "fan_in")
+                nn.init.kaiming_normal_(module.weight)
 
     def groups(self):
         return [{"params": self.encoder.parameters(), "lr": self.encoder_lr}]

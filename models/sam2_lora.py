@@ -14,8 +14,8 @@ from sacred import Ingredient
 from torch import nn
 from torch.nn import functional
 
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.settings import Range
 from models import _hub
 
 ingredient = Ingredient("sam2_lora")

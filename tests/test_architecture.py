@@ -9,11 +9,13 @@ from experiments.components import ROOT
 
 # from the top down: a file imports from its own line or from lines below it, never from one above
 ORDER = [
+    ["experiments.study"],
     ["analysis"],
     ["active"],
     ["experiments.benchmark", "experiments.predict"],
     ["heuristics", "data", "models"],
     ["experiments.steps"],
+    ["experiments.annotate"],
     ["experiments.training"],
     ["experiments.evaluation", "experiments.catalogue", "experiments.sync", "experiments.omniboard"],
     ["experiments.acquisition"],
@@ -22,8 +24,8 @@ ORDER = [
     ["experiments.network"],
     ["experiments.command_line.experiment"],
     ["experiments.components"],
-    ["experiments.command_line", "experiments.settings"],
-    ["experiments.errors", "experiments.randomness", "experiments.reading"],
+    ["experiments.command_line", "experiments.components.settings"],
+    ["experiments.errors", "experiments.randomness", "experiments.store.reading"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 # experiments/ reaches these by name alone; a run's own curve is drawn by analysis, imported when it is drawn

@@ -34,6 +34,7 @@ def make_store(sizes):
         widths=widths.contiguous(),
         sizes=list(sizes),
         least=tuple(map(min, zip(*sizes, strict=True))),
+        device="cpu",
     )
     return store, images, masks
 
@@ -67,6 +68,14 @@ def jitter(images, *factors, valid=None):
 
 def as_float(images):
     return images.permute(0, 3, 1, 2).float() / 255
+
+
+def test_crops_of_images_that_do_not_fit_on_the_device_are_cut_in_ram_and_come_to_it():
+    store, *_ = make_store([(9, 12), (7, 7)])
+    drawn, rows = make_parameters((0.5, 0.5), [0, 1], [True, False]), torch.tensor([0, 1])
+    store.device = "meta"
+    found = [*augment.crops(store, rows, drawn, 8, 8), augment.inside(store, rows, drawn, 8, 8)]
+    assert [(part.device.type, part.shape[:3]) for part in found] == [("meta", (2, 8, 8))] * 3
 
 
 @pytest.mark.parametrize("height, width", [(5, 5), (7, 7), (4, 5), (1, 1), (9, 9), (6, 11), (13, 13), (10, 25)])

@@ -99,6 +99,13 @@ def allocate(mebibytes):
     return lambda: len(np.ones(mebibytes * 2**20, dtype=np.uint8)) + 0 * len(ready)
 
 
+def test_a_large_pool_shows_the_drawn_images_again(monkeypatch):
+    few = work.draw(3, 8, 9)
+    monkeypatch.setattr(work, "DIFFERENT", 2)
+    shown = work.draw(5, 8, 9)
+    assert [next(n for n, pair in enumerate(few) if (pair[0] == image).all()) for image, _ in shown] == [0, 1, 0, 1, 0]
+
+
 # ---- peers
 
 

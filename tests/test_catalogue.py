@@ -20,10 +20,20 @@ PUBLISHED = {
         contextual_diversity badge crc class_stratified typiclust probcover learning_loss vaal ceal random_balanced
         foreground_random herding strided bvsb""",
     "batch": "top balanced stochastic power diverse diverse_groups",
-    "initial": "random first given stratified specular kmeans typiclust none herding strided",
+    "initial": "random first given annotated stratified specular kmeans typiclust none herding strided",
 }
 FOLDERS = {"heuristic": "heuristics", "batch": "heuristics/batches", "initial": "heuristics"}
-PLAIN = {"first", "given", "none", "random", "random_balanced", "stratified", "balanced", "top"}  # nobody's invention
+PLAIN = {
+    "annotated",
+    "first",
+    "given",
+    "none",
+    "random",
+    "random_balanced",
+    "stratified",
+    "balanced",
+    "top",
+}  # nobody's invention
 
 
 TABLE = (ROOT / "README.md").read_text("utf-8").partition("--markdown -->\n")[2].partition("\n<!-- end")[0]

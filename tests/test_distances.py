@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import events
+from PIL import Image
 from scipy.ndimage import binary_erosion, distance_transform_edt
+from torch import nn
 
 from analysis import runs
-from experiments.errors import Refused
+from experiments.components import defaults
+from experiments.errors import BadData, Refused
 from experiments.evaluation import evaluation, metrics
-from experiments.store import IGNORE
+from experiments.store import IGNORE, Item, Split, Store, reading
+from experiments.training.trainer import make_ready
 
 FOREGROUND = slice(1, 255)
 
@@ -96,6 +100,103 @@ def test_a_run_measures_distances_only_where_it_is_asked_to(smoke, undisturbed, 
     assert {"hd95", "precision"} <= set(runs.load(asked, per_image=True).columns)
 
 
-def test_a_spacing_that_is_not_two_numbers_is_refused():
-    with pytest.raises(Refused, match=r"height and width of a pixel.*\[1.0, 1.0, 2.5\]"):
-        evaluation.check.__wrapped__([1.0, 1.0, 2.5])
+def test_a_spacing_that_is_not_two_or_three_numbers_is_refused():
+    evaluation.check.__wrapped__([1.0, 1.0, 2.5])
+    with pytest.raises(Refused, match=r"height and width of a pixel.*\[1.0, 1.0, 2.5, 1.0\]"):
+        evaluation.check.__wrapped__([1.0, 1.0, 2.5, 1.0])
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.5, 0.75)])
+def test_distances_of_drawn_volumes_are_those_of_scipy(spacing):
+    labels, masks = (np.stack([solid(seed) for seed in seeds]) for seeds in ((1, 2), (3, 4)))
+    found = metrics.surface_distances(*map(torch.from_numpy, (labels, masks)), 2, FOREGROUND, spacing)
+    for label, mask, values in zip(labels, masks, found, strict=True):
+        np.testing.assert_allclose(values[1], by_scipy(label == 1, mask == 1, spacing), rtol=1e-6)
+
+
+def solid(seed, shape=(9, 24, 30)):
+    """An ellipsoid of class 1, at times cut by the border."""
+    rng = np.random.default_rng(seed)
+    places = np.stack(np.mgrid[: shape[0], : shape[1], : shape[2]], -1)
+    axes = rng.uniform(2, np.divide(shape, 3))
+    return ((((places - rng.uniform(3, np.subtract(shape, 3))) / axes) ** 2).sum(-1) <= 1).astype(np.uint8)
+
+
+class Seen(nn.Module):
+    """Finds class 1 where the image is bright, the surer the brighter."""
+
+    def forward(self, images):
+        return torch.cat([torch.zeros_like(images[:, :1]), 8 * (images[:, :1] - 0.5)], dim=1)
+
+
+def measured(images, masks, originals=None, sources=None, stated=(), **settings):
+    """What evaluate says of grey images (H, W) in [0, 1], masks of the same size and of their files' own."""
+    items = [Item(str(i), i, i, source=(sources or [""] * 99)[i], spacing=stated) for i in range(len(images))]
+    pictures = [(255 * image).round().astype(np.uint8)[..., None].repeat(3, -1) for image in images]
+    store = Store(Split(items, pictures.__getitem__, masks.__getitem__, originals and originals.__getitem__), "cpu")
+    store.label(range(len(store)))
+    settings = defaults(evaluation.ingredient) | {"dropout": False, "batch": 2} | settings
+    model, _ = make_ready(Seen(), (0.0,) * 3, (1.0,) * 3, torch.device("cpu"))
+    return evaluation.evaluate.__wrapped__(model, store, (0, "drawn", 0), 2, volumes=bool(sources), **settings)
+
+
+def test_volumes_are_measured_in_space_with_the_spacing_of_their_files():
+    """Slices of two volumes, of other sizes, that take turns."""
+    volumes = {"a": (solid(1), solid(3)), "b": (solid(2, (7, 20, 26)), solid(4, (7, 20, 26)))}
+    order = [(name, k) for k in range(9) for name in volumes if k < len(volumes[name][0])]
+    images, masks = ([volumes[name][side][k] for name, k in order] for side in (0, 1))
+    spacing = (2.5, 0.5, 0.75)
+    expected = np.mean(
+        [by_scipy(a == 1, b == 1, np.multiply(spacing, (1.0, 3.0, 3.0))) for a, b in volumes.values()], 0
+    )
+    named = {"sources": [name for name, _ in order], "stated": spacing, "distances": True}
+    for asked in ([3.0, 3.0], [1.0, 3.0, 3.0]):
+        found, arrays, _ = measured(images, masks, spacing=asked, **named)
+        assert [found[f"volume_{name}"] for name in metrics.DISTANCES] == pytest.approx(expected.tolist(), rel=1e-6)
+    k = order.index(("a", 4))
+    flat = by_scipy(images[k] == 1, masks[k] == 1, (1.5, 2.25))
+    assert [arrays[name][k][1] for name in metrics.DISTANCES] == pytest.approx(flat, rel=1e-6)
+    assert "volume_hd95" not in measured(images, masks, **named | {"distances": False})[0]
+    with pytest.raises(BadData, match="slices of all differ in size.*evaluation.distances=False"):
+        measured(images, masks, sources=["all"] * len(images), distances=True)
+
+
+def test_at_the_original_size_probabilities_are_scaled_to_the_mask_of_the_file():
+    """Against Pillow's bilinear scaling and counts in numpy; images of two sizes, one larger than its file."""
+    rng = np.random.default_rng(0)
+    sizes = [((10, 12), (25, 31)), ((10, 12), (20, 24)), ((9, 7), (9, 7)), ((20, 30), (10, 15))]
+    images = [rng.uniform(0, 1, seen) for seen, _ in sizes]
+    originals = [np.where(rng.uniform(0, 1, own) < 0.1, IGNORE, scene(i, own) == 1) for i, (_, own) in enumerate(sizes)]
+    originals = [each.astype(np.uint8) for each in originals]
+    masks = [np.zeros(seen, np.uint8) for seen, _ in sizes]
+    asked = {"original_size": True, "distances": True, "spacing": [1.0, 2.0]}
+    found, arrays, bins = measured(images, masks, originals, **asked)
+    for i, (image, truth) in enumerate(zip(images, originals, strict=True)):
+        sure = 1 / (1 + np.exp(-8 * ((255 * image).round() / 255 - 0.5)))
+        larger = Image.fromarray(sure.astype(np.float32)).resize(truth.shape[::-1], Image.Resampling.BILINEAR)
+        label, counted = np.asarray(larger) > 0.5, truth != IGNORE
+        both = (label & (truth == 1)).sum()
+        assert arrays["dice"][i][1] == pytest.approx(2 * both / ((label & counted).sum() + (truth == 1).sum()))
+        pixel = np.array([1.0, 2.0]) * image.shape / truth.shape
+        distances = by_scipy(label & counted, truth == 1, pixel)
+        assert [arrays[name][i][1] for name in metrics.DISTANCES] == pytest.approx(distances, rel=1e-5)
+    assert np.array(bins["bins"])[:, 0].sum() == sum((each != IGNORE).sum() for each in originals)
+
+
+def test_a_dataset_without_masks_of_the_original_size_is_refused():
+    split = Split([Item("a", "a", "a")], None, None)
+    evaluation.check_test.__wrapped__(split, "mine", False)
+    evaluation.check_test.__wrapped__(None, "mine", True)
+    with pytest.raises(Refused, match="dataset=mine reads masks at one size only.*read_original"):
+        evaluation.check_test.__wrapped__(split, "mine", True)
+
+
+def test_a_run_of_smaller_images_is_scored_at_the_files_size(experiment, phantom_root, tmp_path):
+    """Phantom's files read by `glas` at half their size: what is counted is every pixel of the files."""
+    tiny = {"dataset": "glas", "glas.root": str(phantom_root / "seed_0"), "glas.crop": 32, "glas.resize": 0.5}
+    tiny |= {"cycles": 0, "start": 2, "results_dir": str(tmp_path / "results"), "runs_dir": "", "threads": 1}
+    tiny |= {"trainer.epochs": 1, "unet.width": 2, "evaluation.passes": 1, "evaluation.original_size": True}
+    experiment.run(config_updates=tiny)
+    [_, found] = events(tmp_path / "results")
+    sizes = [reading.size(path) for path in (phantom_root / "seed_0").glob("test*_anno.bmp")]
+    assert np.array(found["calibration"]["bins"])[:, 0].sum() == sum(height * width for height, width in sizes)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -446,3 +447,75 @@ def test_tiles_cover_an_image_and_stay_on_its_side(tmp_path):
     assert "2 validation and test masks hold the values 0 (" in refusal(tmp_path, tile=32)
     save(tmp_path / "masks/s3.png", whole["s3"][1].T)
     assert "s3.png is 50 x 103, its image 103 x 50" in refusal(tmp_path, **given)
+
+
+def test_masks_of_tiles_are_read_at_the_files_size_too(tmp_path):
+    """The tiles of a file are all of it, whatever the images are scaled by."""
+    values = np.random.default_rng(0).integers(0, 2, (37, 53)).astype(np.uint8)
+    for n in range(4):
+        for place, drawn in (("images", values * 200), ("masks", values)):
+            (tmp_path / place).mkdir(exist_ok=True)
+            Image.fromarray(drawn).save(tmp_path / place / f"{n}.png")
+    for resize, tile in ((0.6, 16), (1.0, 16), (0.5, 0), (2.0, 40)):
+        split = load(tmp_path, classes="a,b", resize=resize, tile=tile).test
+        parts = [split.read_original(item.mask) for item in split.items if item.source == split.items[0].source]
+        if tile:
+            rows = {}
+            for item, part in zip(split.items, parts, strict=False):
+                rows.setdefault(item.id.split("_")[1], []).append(part)
+            parts = [np.vstack([np.hstack(row) for row in rows.values()])]
+        assert np.array_equal(parts[0], values)
+
+
+LAYOUTS = [
+    ("{part}/images/{name}.png", "{part}/masks/{name}.png", {}),
+    ("images/{part}/{name}.png", "masks/{part}/{name}.png", {}),
+    ("{part}/{name}.png", "{part}annot/{name}.png", {}),
+    ("{part}/{name}.png", "{part}_labels/{name}.png", {}),
+    ("{part}/{name}.png", "{part}/{name}_mask.png", {"mask_pattern": "{name}_mask.png"}),
+    ("{part}/img/{name}.png", "{part}/label/{name}.png", {"images": "img", "masks": "label"}),
+]
+
+
+def draw_parts(root, image, mask, parts):
+    for part, names in parts.items():
+        for name in names:
+            value = hash((part, name)) % 200
+            save(root / image.format(part=part, name=name), np.full((8, 9, 3), value, np.uint8))
+            save(root / mask.format(part=part, name=name), np.eye(8, 9, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("image, mask, settings", LAYOUTS)
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_folders_called_train_val_and_test_are_the_split(tmp_path, capsys, image, mask, settings, val):
+    """Though their images are called the same."""
+    parts = {"train": "abcd", val: "ab", "test": "bce"}
+    draw_parts(tmp_path, image, mask, parts)
+    for tile in (0, 16):
+        splits = load(tmp_path, classes="a,b", tile=tile, **settings)
+        for split, (part, names) in zip(splits[:3], parts.items(), strict=True):
+            assert [item.id[-1] for item in split.items] == list(names)
+            assert all(f"/{part}/" in str(item.image) for item in split.items)
+            assert all(split.read_mask(item.mask).sum() == 8 for item in split.items)
+    assert load(tmp_path, classes="a,b", seed=1, **settings).val.ids == splits.val.ids
+
+
+def test_where_a_folder_is_missing_its_images_are_drawn_and_masks_left_out_are_told(tmp_path, capsys):
+    draw_parts(tmp_path, *LAYOUTS[0][:2], {"train": "abcdefghij", "test": "xy"})
+    splits = load(tmp_path, classes="a,b", val=0.3)
+    assert len(splits.val) == 3 and [item.id for item in splits.test.items] == ["test/x", "test/y"]
+    shutil.rmtree(tmp_path / "test/masks")
+    splits = load(tmp_path, classes="a,b", val=0.3, test=0)
+    assert splits.test is None and len(splits.train) == 7
+    assert "test/images have no masks, and are left out" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "train/masks")
+    assert "train/masks is no folder" in refusal(tmp_path, classes="a,b")
+
+
+def test_lists_and_patterns_go_before_folders(tmp_path):
+    draw_parts(tmp_path, *LAYOUTS[2][:2], {"train": "abcd", "val": "ab", "test": "bce"})
+    given = {"images": ".", "masks": ".", "image_pattern": "{p}/{name}.png", "mask_pattern": "{p}annot/{name}.png"}
+    splits = load(tmp_path, classes="a,b", **given)
+    assert sum(map(len, splits[:3])) == 9 and len({i.id.split("/")[0] for i in splits.train.items}) > 1
+    (tmp_path / "t.txt").write_text("val/a\nval/b\n")
+    assert load(tmp_path, classes="a,b", test_file="t.txt", val=0, **given).test.ids == ["val/a", "val/b"]

@@ -13,7 +13,7 @@ from PIL import Image
 from data import _files, axon_myelin, camvid, camvid12, cityscapes, isic2017, mgd1k, voc2012
 from experiments.components import defaults, written
 from experiments.errors import BadData, Refused
-from experiments.store import IGNORE, Store, decode
+from experiments.store import IGNORE, Store, decode, reading
 
 REAL = ROOT.parent / "shared" / "data"
 NAMES = "axon_myelin bdd100k camvid camvid12 cityscapes isic2017 mg203 mgd1k voc2012".split()
@@ -373,6 +373,24 @@ def test_a_micrograph_is_decoded_once_for_all_its_tiles(archives, monkeypatch):
     split = load("axon_myelin", archives["axon_myelin"], tile=16).train
     Store(split, "cpu", classes=axon_myelin.CLASSES)
     assert len(split) > 20 and sorted(opened) == sorted({item.image.parent for item in split.items})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_masks_are_read_at_their_own_size_too(archives, name):
+    """Scaled by nearest neighbour they are what the run sees; of tiles, all pixels of a micrograph once."""
+    seen = {"pixel": 0.3, "tile": 16} if name == "axon_myelin" else {"height": 24, "width": 48}
+    if name == "axon_myelin":
+        split = load(name, archives[name], **seen).test
+        micrographs = {item.mask.parent for item in split.items}
+        tiles = [split.read_original(item.mask) for item in split.items]
+        assert sum(tile.size for tile in tiles) == sum(np.prod(reading.size(path)) for path in micrographs)
+        assert len(tiles) > 2 * len(micrographs) and {1, 2} < set(np.unique(np.concatenate([t.ravel() for t in tiles])))
+        return
+    split = load(name, archives[name], **SETTINGS.get(name, {}) | seen).test
+    for item in split.items:
+        own, scaled = split.read_original(item.mask), split.read_mask(item.mask)
+        assert own.shape == reading.size(item.mask) and scaled.shape == (24, 48)
+        assert np.array_equal(np.array(Image.fromarray(own).resize((48, 24), Image.Resampling.NEAREST)), scaled)
 
 
 def test_voc_takes_the_augmented_list_and_refuses_one_that_holds_test_images(archives, tmp_path):

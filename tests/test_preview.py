@@ -75,3 +75,14 @@ def test_the_command_draws_the_phantom(phantom_root, tmp_path, capsys):
         pixels = np.array(image.convert("RGB")).reshape(-1, 3)
     orange = (abs(pixels.astype(int) - sheet.rgb(sheet.COLOURS[1])).max(1) < 3).mean()
     assert 0.002 < orange < 0.3, "the legend, the bars and the outlines are in the colour of the gland"
+
+
+def test_classes_that_are_settings_are_drawn_too(tmp_path, capsys):
+    for n in range(6):
+        for place, pixels in (("images", np.full((20, 30, 3), 40 * n, np.uint8)), ("masks", stripes())):
+            (tmp_path / place).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / place / f"{n}.png")
+    line = [str(tmp_path), "folder.values=0:background,1:cell,2:vessel,255:ignore", "-o", str(tmp_path / "p.png")]
+    assert sheet.main(line) == 0
+    with Image.open(tmp_path / "p.png") as drawn:
+        assert drawn.size[0] > 400

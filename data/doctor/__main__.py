@@ -30,7 +30,7 @@ def main(words):
     classes, faults = tuple(dataset.module.CLASSES), []
     try:
         splits = dataset.load()
-        classes = tuple(dataset.module.CLASSES)  # that of folder may be what it found
+        classes = tuple(splits.classes or classes)  # of some they are settings
     except Refused as error:
         splits = paired(dataset.root) if dataset.name == "folder" and dataset.root else None
         if splits is None:

@@ -1,12 +1,12 @@
 """A dataset as it is typed: its name, or a folder's path, with settings as glas.root=..."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import settings
 from experiments.command_line.words import literal
-from experiments.components import PATHS, allowed, defaults, load, names
+from experiments.components import PATHS, allowed, defaults, load, names, settings
 from experiments.errors import Refused, hint
 from experiments.randomness import generator
 from experiments.store import Splits
@@ -28,8 +28,10 @@ class Dataset(NamedTuple):
         return Path(self.settings["root"]) if self.settings.get("root") else None
 
     def load(self) -> Splits:
-        """Its Splits, those of a run with seed=0. Raises Refused."""
-        return self.module.load(rng=generator(0, self.name, "split"), **self.settings)
+        """Its Splits, those of a run with seed=0, without images that have no mask yet. Raises Refused."""
+        splits = self.module.load(rng=generator(0, self.name, "split"), **self.settings)
+        masked = [item for item in splits.train.items if item.mask is not None]
+        return splits._replace(train=replace(splits.train, items=masked))
 
 
 def asked(name, words):

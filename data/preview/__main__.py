@@ -159,7 +159,7 @@ def main(line):
     splits = dataset.load()
     [about, *_] = written("dataset", dataset.name)["__doc__"].split("\n")
     module = dataset.module
-    sheet = preview(about, splits, module.CLASSES, getattr(module, "COLOURS", ()), options.columns)
+    sheet = preview(about, splits, splits.classes or module.CLASSES, getattr(module, "COLOURS", ()), options.columns)
     write(Path(options.output), sheet)
     print(options.output)
     return 0

@@ -30,6 +30,9 @@ def check(config, parts, splits):
     """Raise Refused if a chosen component needs what this model or these Splits have not."""
     model = parts["model"]
     given = model.has() if hasattr(model, "has") else has(model)
+    if hasattr(parts["heuristic"], "prepare") and hasattr(model, "solved") and model.solved():
+        who = f"heuristic={config['heuristic']} takes part in training steps"
+        raise Refused(f"{who}, and with these settings model={config['model']} has none: change them, or the strategy.")
     present = {
         "features": "features" in given,
         "pretrained": "pretrained" in given,

@@ -98,11 +98,12 @@ class Pool(Images):
     """
 
     def __init__(self, ids, groups, batches, predictor=None, labelled=None, validation=None, cycle=0, memory=None,
-                 scorers=None, learner=None, race=False, classes=(), cycles=1):  # fmt: skip
+                 scorers=None, learner=None, race=False, classes=(), cycles=1, annotated=()):  # fmt: skip
         super().__init__(ids, groups, batches, predictor)
         self.labelled, self.validation = labelled or Annotated([], [], tuple), validation or Annotated([], [], tuple)
         self.cycle, self.memory, self.learner, self.race = cycle, {} if memory is None else memory, learner, race
         self.classes, self.cycles = tuple(classes), cycles
+        self.annotated = tuple(annotated)  # whether each image has a mask already, which is not shown
         self.passes = np.zeros(len(self.ids), dtype=int)  # how many passes have seen each image
         self._scorers, self._noted = scorers or {}, {}
 

@@ -12,7 +12,8 @@ from experiments.acquisition.prediction import floats, moments, pass_keys, predi
 from experiments.errors import Refused
 from experiments.network.checkpoint import load, refuse_not_finite, unpack
 from experiments.network.layers import layer_outputs
-from experiments.reading import MAX_WEIGHTS, regular
+from experiments.network.ready import members_of
+from experiments.store.reading import MAX_WEIGHTS, regular
 
 
 @dataclass
@@ -63,8 +64,7 @@ class Predictor:
     def maps(self, images, layer, weights=""):
         """The outputs (B, D, h, w) of a layer's modules in one deterministic pass."""
         self.advance(images[..., 0].numel())
-        model = self._other(weights) if weights else self.model()
-        model.eval()
+        model = members_of(self._other(weights) if weights else self.model())[0].eval()
         with torch.inference_mode(), layer_outputs(model, self.layers[layer]) as maps:
             model(floats(images))
             return [made.float() for made in maps()]
@@ -83,7 +83,7 @@ class Predictor:
         from safetensors.torch import load_file
 
         if weights not in self.others:
-            model = deepcopy(self.frame())
+            model = deepcopy(members_of(self.frame())[0])
             try:
                 state = unpack(load_file(regular(weights, MAX_WEIGHTS)))[0]
                 load(model, state)

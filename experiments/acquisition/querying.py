@@ -40,6 +40,7 @@ def pool_of(state, indices, cycle, **more):
         val=state.val,
         classes=state.splits.classes,
         cycles=state.config["cycles"],
+        annotated=[state.train.split.items[i].mask is not None for i in indices],
         frame=lambda: state.model,
         scorers=selection.scorers(state.config["noted"]),
         **more,

@@ -33,7 +33,7 @@ def check(config, parts, splits):
         for part in dict.fromkeys(parts.values()):
             if hasattr(part, "uncertainty"):
                 compares = try_map(part, len(splits.classes))
-                if compares and not stochastic:
+                if compares and not stochastic and config["members"] == 1:
                     refuse_equal_passes(part.ingredient.path, config["model"], config.get(config["model"], {}))
 
 
@@ -158,7 +158,7 @@ def refuse_equal_passes(heuristic, model, settings):
     """Say how the model gets dropout, if one of its settings is its probability."""
     way = next((f"set {model}.{key} above 0" for key in ("p", "dropout") if key in settings), "give its file dropout")
     why = f"heuristic={heuristic} compares stochastic passes, and model={model} has no dropout to make them differ"
-    raise Refused(f"{why}: {way}, or use another heuristic, as entropy.")
+    raise Refused(f"{why}: {way}, train members=5 of it, or use another heuristic, as entropy.")
 
 
 def try_map(heuristic, classes):

@@ -14,22 +14,26 @@ from experiments.network.ready import make_ready
 from experiments.store import Item, Split, Store
 
 PLACE = (0, "benchmark", 0)
+DIFFERENT = 256  # drawn images
 UNET, BALD, TOP = load("model", "unet"), load("heuristic", "bald"), load("batch", "top")
 
 
 def draw(n, height, width, seed=0):
-    """n pairs of an image (height, width, 3) and a mask (height, width), uint8: discs of any contrast on noise."""
+    """n pairs of an image (height, width, 3) and a mask (height, width), uint8: discs of any contrast on noise.
+
+    There are at most DIFFERENT ones, again and again: no speed depends on it, and drawing takes longer than scoring.
+    """
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     pairs = []
-    for _ in range(n):
+    for _ in range(min(n, DIFFERENT)):
         mask = np.zeros((height, width), dtype=np.uint8)
         for _ in range(rng.integers(1, 4)):
             y, x, radius = rng.random(3) * (height, width, min(height, width) / 3)
             mask |= (rows - y) ** 2 + (columns - x) ** 2 < radius**2
         image = 100 + rng.uniform(10, 90) * mask[..., None] + 30 * rng.standard_normal((height, width, 3), np.float32)
         pairs.append((image.clip(0, 255).astype(np.uint8), mask))
-    return pairs
+    return [pairs[number % DIFFERENT] for number in range(n)]
 
 
 def store_of(pairs, device):

@@ -18,11 +18,22 @@ from sacred import SETTINGS, Experiment, arg_parser, ingredient, initialize
 from sacred.dependencies import Source, get_digest
 from sacred.utils import apply_backspaces_and_linefeeds, convert_to_nested_dict, recursive_update
 
-from experiments import settings
 from experiments.command_line import words
 from experiments.command_line.address import UNKNOWN, of_option, without_credentials
 from experiments.command_line.process import drop_unwritable_output, refusal, signals_noted
-from experiments.components import FOLDERS, PATHS, PRESETS, ROOT, allowed, defaults, load, names, source_files
+from experiments.components import (
+    FOLDERS,
+    PATHS,
+    PRESETS,
+    ROOT,
+    allowed,
+    defaults,
+    load,
+    names,
+    settings,
+    source_files,
+    written,
+)
 from experiments.errors import Refused, Terminated, hint, listed, shown
 
 # what Sacred logs and our own lines say better, or the user has asked for with runs_dir=""
@@ -166,6 +177,18 @@ class SelectiveExperiment(Experiment):
         run.observers += self.observe(run.config, url, run.meta_info["command"])
         return run
 
+    def settled(self, presets, updates):
+        """All settings of a run with these presets and {dotted name: value}, checked as a run's are; none is begun."""
+        return self._create_run("main", convert_to_nested_dict(updates), tuple(presets)).config
+
+    def taking_part(self, presets, updates):
+        """The names of the components that take part in a run with these presets and {dotted name: value}."""
+        asked = {}
+        for found in (*map(self._preset, presets), updates):
+            recursive_update(asked, convert_to_nested_dict(found))
+        top = {key: value for key, value in asked.items() if not isinstance(value, dict)}
+        return {name for _, name in self._named(defaults(self, fixed=top), asked).values()}
+
     def usual(self):
         """The settings of all that takes part as they are where nothing is asked for: {name: value or section}.
 
@@ -266,7 +289,8 @@ class SelectiveExperiment(Experiment):
     def _named(self, chosen, asked):
         """{entry, or the setting that names it: (entry, name)}: a component's NAMES are settings that name another."""
         taking_part = {entry: (entry, chosen[entry]) for entry in FOLDERS}
-        waiting = [part for entry, part in taking_part.items() if entry not in ("dataset", "model")]
+        named = [part for entry, part in taking_part.items() if entry not in ("dataset", "model")]
+        waiting = named + [part for part in (taking_part["model"],) if "NAMES" in written(*part)]
         for entry, name in waiting:
             module = load(entry, name)
             given = asked.get(name, {})

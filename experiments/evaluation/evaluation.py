@@ -3,13 +3,15 @@
 The Bayesian model average is over probabilities: Wilson & Izmailov 2020, https://arxiv.org/abs/2002.08791.
 """
 
+from collections import defaultdict
+
 import torch
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import pass_keys, predict, winner
-from experiments.errors import Refused
+from experiments.components.settings import Range
+from experiments.errors import BadData, Refused
 from experiments.evaluation import metrics
-from experiments.settings import Range
 
 ingredient = Ingredient("evaluation")
 
@@ -20,7 +22,9 @@ def settings():
     dropout = True  # False: test.* are those of the single deterministic pass
     batch = 0  # images at once, 0: as many as suit the device; changes speed and memory only
     distances = False  # True: test.hd95, test.hd and test.assd too, a few milliseconds for each image and class
-    spacing = [1.0, 1.0]  # height and width of a pixel as the run sees it, in the unit that distances are to have
+    spacing = [1.0, 1.0]  # height and width of a pixel as the run sees it, times what its file says, as NIfTI does, in
+    # the unit that distances are to have; of volumes [1.5, 0.5, 0.5], the distance between slices first
+    original_size = False  # True: test.* at the size of the masks' files, probabilities scaled up; training is as ever
 
 
 PER_IMAGE = (metrics.dice, metrics.iou, metrics.precision, metrics.recall)
@@ -34,22 +38,36 @@ ALLOWED = {
 
 @ingredient.capture
 def check(spacing):
-    """Raise Refused unless the spacing is two numbers."""
-    if len(spacing) != 2:
-        raise Refused(f"evaluation.spacing is the height and width of a pixel, as [0.5, 0.5], not {spacing}.")
+    """Raise Refused unless the spacing is two numbers, or three."""
+    if len(spacing) not in (2, 3):
+        raise Refused(
+            "evaluation.spacing is the height and width of a pixel, as [0.5, 0.5], of volumes with the distance "
+            f"between slices before them, not {spacing}."
+        )
 
 
 @ingredient.capture
-def evaluate(model, store, place, classes, passes, dropout, batch, distances, spacing, volumes=False,
+def check_test(test, name, original_size):
+    """Raise Refused unless the test images, a Split or None, of the dataset of this name can be tested as asked."""
+    if original_size and test and test.read_original is None:
+        raise Refused(
+            f"evaluation.original_size=True: dataset={name} reads masks at one size only. Leave it out, or give the "
+            "dataset's Split a read_original."
+        )
+
+
+@ingredient.capture
+def evaluate(model, store, place, classes, passes, dropout, batch, distances, spacing, original_size, volumes=False,
              advance=lambda pixels: None):  # fmt: skip
     """Metrics of all images of a labelled Store: (scalars, per-image arrays as nested lists [image][class], bins).
 
     `dice`, `iou`, `miou` and `class_dice` are those of metrics.overlaps, `accuracy`, `ece` and those of
     metrics.over_pixels are over pixels; `deterministic_*` are those of one pass without dropout. With `volumes` the
     slices of a source count as one image in `volume_dice` and `volume_iou`. With `distances` there are those of
-    metrics.surface_distances too, not of the deterministic pass. A class that is in neither truth nor prediction of an
-    image is None there. Without a foreground pixel in all images there are no overlaps, and no arrays. `bins` are those
-    of metrics.calibration_bins.
+    metrics.surface_distances too, of volumes in space, not of the deterministic pass. With `original_size` all of them
+    are of the probabilities scaled to the size of the masks' files, and of these masks. A class that is in neither
+    truth nor prediction of an image is None there. Without a foreground pixel in all images there are no overlaps, and
+    no arrays. `bins` are those of metrics.calibration_bins.
     """
     from experiments.network.inference import Network  # needs torch at once
 
@@ -58,18 +76,22 @@ def evaluate(model, store, place, classes, passes, dropout, batch, distances, sp
         counted = torch.zeros(len(store), classes, 3, dtype=torch.int64)
         soft = torch.zeros(len(store), classes, 3, dtype=torch.float64)
         apart = torch.zeros(len(store), classes, len(metrics.DISTANCES), dtype=torch.float64)
-        bins, pending = 0, []
+        bins, pending, slices = 0, [], defaultdict(list)
         for members, images in store.batches(range(len(store)), batch):
             ids = [store.ids[i] for i in members]
             keys = pass_keys(place, "test", ids, passes) if stochastic else None
             mean = predict(network, images, ids, keys).mean
-            masks = torch.stack([store.mask(i) for i in members]).to(mean.device)
-            labels = winner(mean)
-            pending.append((members, metrics.counts(labels, masks, classes), metrics.soft_counts(mean, masks)))
-            bins = bins + metrics.calibration_bins(mean, masks)
-            if distances and not prefix:
-                apart[members] = metrics.surface_distances(labels, masks, classes, store.foreground, spacing)
-            advance(masks.numel() * (passes if stochastic else 1))
+            for some, p, masks in beside_truth(store, members, mean, original_size):
+                labels = winner(p)
+                pending.append((some, metrics.counts(labels, masks, classes), metrics.soft_counts(p, masks)))
+                bins = bins + metrics.calibration_bins(p, masks)
+                if distances and not prefix:
+                    for i, label, mask in zip(some, labels.cpu(), masks.cpu(), strict=True):
+                        steps = pixel(store, i, spacing, mask.shape)
+                        apart[i] = surfaces(label, mask, classes, store, steps[1:])
+                        if volumes:
+                            slices[store.split.items[i].source].append((i, label.to(torch.uint8), mask, steps))
+            advance(mean[:, 0].numel() * (passes if stochastic else 1))
         for members, batch_counts, batch_soft in pending:
             counted[members], soft[members] = batch_counts.cpu(), batch_soft.cpu()
         bins = bins.cpu()
@@ -87,9 +109,57 @@ def evaluate(model, store, place, classes, passes, dropout, batch, distances, sp
         if overlaps and distances and not prefix:
             for name, values in zip(metrics.DISTANCES, apart.unbind(-1), strict=True):
                 arrays[name] = plain(values)
-                measured[name] = values[:, store.foreground].nanmean(1).nanmean().item()
+                measured[name] = mean_distance(values, store)
+            if volumes:
+                whole = torch.stack([of_volume(parts, classes, store) for parts in slices.values()])
+                for name, values in zip(metrics.DISTANCES, whole.unbind(-1), strict=True):
+                    measured[f"volume_{name}"] = mean_distance(values, store)
         scalars |= {prefix + name: value for name, value in measured.items()}
     return scalars, arrays, calibration
+
+
+def beside_truth(store, members, mean, original_size):
+    """Yield (positions, probabilities (B, C, H, W), masks (B, H, W)) of a batch, one by one at the files' own sizes."""
+    if not original_size:
+        yield members, mean, torch.stack([store.mask(i) for i in members]).to(mean.device)
+        return
+    for i, p in zip(members, mean, strict=True):
+        mask = store.original_mask(i).to(mean.device)[None]
+        yield [i], scaled(p[None], mask.shape[1:]), mask
+
+
+def scaled(p, size):
+    """Probabilities (B, C, H, W) at another size (height, width), between pixels in proportion to what is near."""
+    if p.shape[2:] == size:
+        return p
+    smaller = size[0] < p.shape[2] or size[1] < p.shape[3]
+    return torch.nn.functional.interpolate(p, size=tuple(size), mode="bilinear", antialias=smaller)
+
+
+def pixel(store, index, spacing, size):
+    """Distance between slices, height and width of a pixel of an image that is compared with its mask at this size."""
+    stated = store.split.items[index].spacing or (1.0, 1.0, 1.0)
+    seen = (1, *store.sizes[index])
+    asked = spacing if len(spacing) == 3 else (1.0, *spacing)
+    return [a * b * s / t for a, b, s, t in zip(stated, asked, seen, (1, *size), strict=True)]
+
+
+def surfaces(label, mask, classes, store, spacing):
+    return metrics.surface_distances(label[None], mask[None], classes, store.foreground, spacing)[0]
+
+
+def of_volume(parts, classes, store):
+    """(classes, 3) distances in space of a volume, of its slices' (position, label, mask, spacing), in order."""
+    _, labels, masks, steps = zip(*sorted(parts, key=lambda part: part[0]), strict=True)
+    if len({mask.shape for mask in masks}) > 1:
+        source = store.split.items[parts[0][0]].source
+        raise BadData(f"The slices of {source} differ in size, so it has no distances: evaluation.distances=False.")
+    return surfaces(torch.stack(labels), torch.stack(masks), classes, store, steps[0])
+
+
+def mean_distance(values, store):
+    """Over images or volumes of the mean over their foreground classes: (images, classes) with NaN -> float."""
+    return values[:, store.foreground].nanmean(1).nanmean().item()
 
 
 def plain(values):
@@ -97,11 +167,13 @@ def plain(values):
     return [[None if value != value else value for value in row] for row in values.tolist()]
 
 
-def constant_answer(store, classes, measure="dice"):
+@ingredient.capture
+def constant_answer(store, classes, original_size, measure="dice"):
     """What the best answer that looks at nothing scores, one foreground class everywhere; None without foreground."""
-    masks = [store.mask(i)[None] for i in range(len(store))]
-    scores = []
-    for answer in range(classes)[store.foreground]:
-        counted = torch.cat([metrics.counts(torch.full_like(mask, answer), mask, classes) for mask in masks])
-        scores += [metrics.overlaps(counted, store.foreground).get(measure)]
+    counted = defaultdict(list)
+    for i in range(len(store)):
+        mask = (store.original_mask(i) if original_size else store.mask(i))[None]
+        for answer in range(classes)[store.foreground]:
+            counted[answer].append(metrics.counts(torch.full_like(mask, answer), mask, classes))
+    scores = [metrics.overlaps(torch.cat(each), store.foreground).get(measure) for each in counted.values()]
     return None if None in scores else max(scores)

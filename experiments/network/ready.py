@@ -19,6 +19,7 @@ indexed, never iterated, so that torch.fx can take it as a whole where it cannot
 import torch
 
 from experiments.network import checkpoint
+from experiments.randomness import key
 
 
 def make_ready(model, mean, std, device):
@@ -37,6 +38,28 @@ def make_ready(model, mean, std, device):
     model.to(device, memory_format=torch.channels_last)
     checkpoint.refuse_not_finite(model.state_dict(), "The model's first weights", "mend its file in models/")
     return model, {name: tensor.clone() for name, tensor in checkpoint.kept(model).items()}
+
+
+def build(file, channels, classes, place, device, members=1):
+    """A model of a model's file made ready, or an Ensemble of `members` of them: (model, its first weights).
+
+    `place` is (seed, dataset), from which what is drawn of each is derived; torch's generator stays seeded by it.
+    """
+    made = []
+    for member in range(members):
+        torch.manual_seed(key(*place, "weights", *([member] if member else [])) % 2**63)
+        made.append(make_ready(file.build(channels=channels, classes=classes), file.MEAN, file.STD, device))
+    if members == 1:
+        return made[0]
+    from experiments.network.ensemble import Ensemble  # defines a module, so it needs torch at once
+
+    model = Ensemble([model for model, _ in made])
+    return model, {name: tensor.clone() for name, tensor in checkpoint.kept(model).items()}
+
+
+def members_of(model):
+    """The members of an ensemble, [model] of any other."""
+    return list(getattr(model, "members", [model]))
 
 
 def train(model):

@@ -1,6 +1,5 @@
 """A finished run opened again: its last weights in its model, and what its images look like to it."""
 
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,11 +7,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from experiments.components import check_settings, defaults, load, written
+from experiments.components import configure, load, written
 from experiments.errors import Refused
 from experiments.network import checkpoint
-from experiments.network.ready import make_ready
-from experiments.randomness import generator, key
+from experiments.network.ready import build
+from experiments.randomness import generator
 from experiments.records import ledger
 from experiments.records.compare import refuse_other_origin
 
@@ -63,11 +62,8 @@ def open_run(folder, device="auto", threads=0):
     configure(module, settings)
     name = settings.get(settings["dataset"], {}).get("name") or settings["dataset"]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(settings["seed"], name, "weights") % 2**63)  # for what was drawn once and is frozen
-        model = module.build(channels=channels, classes=len(classes))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Using `tqdm.autonotebook")  # baal's, when imported into a notebook
-        model, _ = make_ready(model, module.MEAN, module.STD, device)
+        place = settings["seed"], name  # what was drawn once and is frozen is drawn again
+        model, _ = build(module, channels, len(classes), place, device, settings.get("members", 1))
     refuse_other_origin(folder, events[0], checkpoint.origin(model))
     checkpoint.load(model, checkpoint.unpack(state)[0])
     tested = settings["evaluation"]
@@ -92,14 +88,6 @@ def splits_of(run, root=""):
     place = {"root": root} if root else {}
     configure(dataset, run.settings | older)
     return dataset.load(rng=rng, **place).described(dataset)
-
-
-def configure(module, settings):
-    """Give a file's captured functions its settings as Sacred does for a run: defaults for what is not there."""
-    recorded, known = settings.get(module.ingredient.path, {}), defaults(module.ingredient)
-    check_settings(module, **{name: value for name, value in recorded.items() if name in known})
-    for function in module.ingredient.captured_functions:
-        function.config = known | recorded
 
 
 def seen_size(size, data, scale=0.0):

@@ -23,7 +23,9 @@ MUST = {  # what an event has, and of which type
     "evaluated": {"images": int, "pixels": int, "pool": int, "metrics": dict, "per_image": dict, "weights": str},
     "queried": {"queries": list},
     "resumed": {"made": dict},
+    "answered": {"masks": dict},
 }
+ASIDE = ("resumed", "answered")  # may stand after any other event
 MAY = {
     "headline": str,
     "masks": dict,
@@ -83,7 +85,7 @@ class Chain:
             self.unsealed += 1
         check_shape(event)
         check_order(event, self._steps)
-        self._steps += event["event"] != "resumed"
+        self._steps += event["event"] not in ASIDE
         self.events.append(event)
         return event
 
@@ -145,6 +147,8 @@ def check_shape(event):
             raise ValueError("a query names no image")
         if type(query.get("score", "")) not in (int, float, type(None)):
             raise ValueError("the score of a query is no number")
+    if kind == "answered" and not all(map(is_answer, event["masks"].values())):
+        raise ValueError("a mask that was answered has no sha256")
     metrics, tables = event.get("metrics", {}), event.get("per_image", {})
     if any(type(value) not in (int, float, type(None)) for value in metrics.values()):
         raise ValueError("its metrics are no numbers")
@@ -157,8 +161,16 @@ def check_shape(event):
         raise ValueError("its metrics of each image are no table") from None
 
 
+def is_answer(versions):
+    """Whether these are masks that people drew of an image, each with the hash that it is kept under."""
+    if not isinstance(versions, list) or not all(isinstance(version, dict) for version in versions):
+        return False
+    hashes = [version.get("sha256") for version in versions]
+    return bool(hashes) and all(isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) for text in hashes)
+
+
 def check_order(event, done):
     """Raise ValueError unless `event` may follow `done` others: start, then evaluated and queried in turn."""
     kind, cycle = (("queried", "evaluated")[done % 2], (done - 1) // 2) if done else ("start", 0)
-    if (event["event"], event["cycle"]) != (kind, cycle) and not (done and event["event"] == "resumed"):
+    if (event["event"], event["cycle"]) != (kind, cycle) and not (done and event["event"] in ASIDE):
         raise ValueError(f"{event['event']} of cycle {event['cycle']} stands where {kind} of cycle {cycle} should")

@@ -7,11 +7,11 @@ from experiments.records.chain import damaged
 
 # settings that a ledger does not record, for they say where things lie and run, and how long a run shall be
 FREE = {"results_dir", "runs_dir", "mongo_url", "tensorboard_dir", "tags", "device", "cycles", "checkpoint", "noted"}
-FREE |= {"resume", "cache_dir"}
+FREE |= {"resume", "cache_dir", "shared_dir"}
 # recorded, but not in the way of going on: what is computed at once changes the last digits of a score at most, and
 # `threads` counts as what it makes of the machine at hand. trainer.compiled is not among them: training with it is
 # training with other last digits, which is another run after some epochs
-UNCOMPARED = {"threads", "prediction.batch", "prediction.mc_chunk", "prediction.compiled", "evaluation.batch"}
+UNCOMPARED = {"study", "threads", "prediction.batch", "prediction.mc_chunk", "prediction.compiled", "evaluation.batch"}
 
 
 def recorded(settings):
@@ -80,7 +80,7 @@ def refuse_other_masks(folder, store, indices, was):
     if was and was != now:
         pairs = zip(was["each"], now["each"], strict=False)
         changed = [index for index, (then, here) in zip(indices, pairs, strict=False) if then != here]
-        files = shorten([str(store.split.items[index].mask) for index in changed or indices])
+        files = shorten([str(store.split.items[index].mask or store.ids[index]) for index in changed or indices])
         raise BadData(
             f"{files}: the mask is not the one that the run in {folder} used: put that one back, "
             "or set label=... for a run with the new one."

@@ -82,7 +82,7 @@ def plan(config, crop, train, val, test, events=()):
     """The pixels that a run will pass forward, roughly, beyond what the ledger's `events` say is done."""
     images, trainer, evaluation = len(train), config["trainer"], config["evaluation"]
     area = len(train.pixels) / images
-    crops = trainer["epochs"] * trainer["draws"] * (crop * crop or area)
+    crops = trainer["epochs"] * trainer["draws"] * (crop * crop or area) * config.get("members", 1)
     checks = trainer["epochs"] / trainer["validate_every"]
     fixed = (len(test.pixels) * (evaluation["passes"] + 1) if test else 0) + (len(val.pixels) * checks if val else 0)
     labelled = [min(images, config["start"] + cycle * config["query"]) for cycle in range(config["cycles"] + 1)]

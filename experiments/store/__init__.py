@@ -26,6 +26,7 @@ from hashlib import sha256
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ from tqdm import tqdm
 from experiments.command_line.process import stop_if_asked
 from experiments.errors import BadData
 from experiments.network.device import at_once
-from experiments.reading import decode, refuse_averaged  # noqa: F401  a dataset file takes all it needs from here
+from experiments.store.reading import decode, refuse_averaged  # noqa: F401  a dataset file takes all it needs from here
 
 IGNORE = 255  # the mask value of pixels that no loss and no metric counts
 RAM = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
@@ -43,16 +44,20 @@ RAM = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
 class Item(NamedTuple):
     """One image of a dataset: a name that is unique in it, and where its image and its mask lie.
 
+    `mask` is None where there is none yet and people are to draw it.
+
     `group` is what is known of the image before it is labelled (a grade, a site), for initial sets and batches in equal
     parts. `source` is what images of it share (a patient, a slide, an animal, a video): dataset files keep those of one
-    source on one side of a split. Both are "" where nothing is known.
+    source on one side of a split. Both are "" where nothing is known. `spacing` is the distance between slices, height
+    and width of a pixel as the run sees it, () where nothing is known.
     """
 
     id: str
     image: Path
-    mask: Path
+    mask: Path | None
     group: str = ""
     source: str = ""
+    spacing: tuple = ()
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,15 @@ class Split:
 
     `read_image(path)` gives (H, W, channels) uint8, shown to the model as [0, 1]; images may differ in size.
     `read_mask(path)` gives (H, W) uint8, as large as the image, of positions in CLASSES or IGNORE. Both raise BadData
-    naming the file, as `decode` does; read_image is called in threads. Indexing gives images alone, so that nothing
+    naming the file, as `decode` does; read_image is called in threads. `read_original(path)`, where a dataset has it,
+    is read_mask without the scaling, for evaluation.original_size=True. Indexing gives images alone, so that nothing
     that holds a Split can open a mask by accident.
     """
 
     items: Sequence[Item]
     read_image: Callable[[Path], np.ndarray]
     read_mask: Callable[[Path], np.ndarray]
+    read_original: Callable[[Path], np.ndarray] | None = None
 
     def __len__(self):
         return len(self.items)
@@ -131,7 +138,7 @@ class Store:
         self.mask_pixels = np.zeros(256, dtype=np.int64)
         self.ids, self.groups = split.ids, split.groups
         images = tqdm(read_ahead(split), "reading images", len(split), leave=False, disable=None, delay=1)
-        self.pixels, sizes, self.fingerprint = _flat(images, self.device, memory)
+        self.pixels, sizes, self.sums, self.fingerprint = _flat(images, self.device, memory)
         self.sizes = sizes
         self.least = tuple(map(min, zip(*sizes, strict=True)))  # height and width that every image has
         self.starts = [0, *accumulate(h * w for h, w in sizes)]
@@ -140,6 +147,7 @@ class Store:
         self.offsets = torch.tensor(self.starts[:-1], device=place)
         self.masks = _ignored(self.pixels, memory)
         self.mask_digests = {}  # sha256 of each mask that was opened, by position
+        self.drawn = {}  # what gives the mask (H, W) that people drew, by position: it stands before the dataset's
 
     def __len__(self):
         return len(self.ids)
@@ -159,6 +167,10 @@ class Store:
             self.mask_digests[index] = sha256(f"{mask.shape}".encode() + mask.tobytes()).hexdigest()
             self.mask(index).copy_(torch.from_numpy(mask))
             self.mask_pixels += np.bincount(mask.ravel(), minlength=256)
+
+    def original_mask(self, index):
+        """(H, W) uint8 of the mask at its file's own size, read anew. Raises BadData."""
+        return torch.from_numpy(self._checked_mask(index, self.split.read_original))
 
     def batches(self, indices, size=0):
         """Yield (indices, images (B, H, W, channels) uint8) of equal size, in order within a size; only to be read.
@@ -180,13 +192,18 @@ class Store:
         return slice(self.starts[index], self.starts[index + 1])
 
     def _open_mask(self, index):
+        mask = self._checked_mask(index, self.split.read_mask)
+        if mask.shape != self.sizes[index]:
+            (h, w), (height, width), path = mask.shape, self.sizes[index], self.split.items[index].mask
+            raise BadData(f"{path} is {w} x {h}, its image {width} x {height}: replace the mask.")
+        return mask
+
+    def _checked_mask(self, index, read):
+        """What `read` makes of a mask, (H, W) uint8 of classes and IGNORE. Raises BadData for anything else."""
         item = self.split.items[index]
-        mask = self.split.read_mask(item.mask)
+        mask = self.drawn[index]() if index in self.drawn else read(item.mask)
         if mask.ndim != 2:
             raise BadData(f"{item.mask} is read with the shape {mask.shape}: read_mask gives (H, W).")
-        if mask.shape != self.sizes[index]:
-            (h, w), (height, width) = mask.shape, self.sizes[index]
-            raise BadData(f"{item.mask} is {w} x {h}, its image {width} x {height}: replace the mask.")
         known = {*range(len(self.classes) or IGNORE), IGNORE}
         other = [value for value in np.unique(mask).tolist() if value not in known]
         if other:
@@ -233,8 +250,8 @@ def read_ahead(split, window=32):
 
 
 def _flat(images, device, memory):
-    """Decode into one (P, channels) uint8 tensor; also the sizes and a sha256 of every byte."""
-    sizes, parts, digest, spill = [], [], sha256(), None
+    """Decode into one (P, channels) uint8 tensor; also each image's size and check sum, and a sha256 of every byte."""
+    sizes, sums, parts, digest, spill = [], [], [], sha256(), None
     held = 0
     for image in images:
         stop_if_asked()
@@ -242,6 +259,7 @@ def _flat(images, device, memory):
         sizes.append(image.shape[:2])
         digest.update(repr(image.shape).encode())
         digest.update(flat)
+        sums.append(crc32(flat))
         parts.append(flat)
         held += flat.nbytes
         if held > memory:
@@ -256,7 +274,7 @@ def _flat(images, device, memory):
         pixels = torch.from_numpy(np.concatenate(parts))
         if device.type != "cuda" or pixels.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
             pixels = pixels.to(device)
-    return pixels, sizes, digest.hexdigest()
+    return pixels, sizes, sums, digest.hexdigest()
 
 
 def _ignored(pixels, memory):

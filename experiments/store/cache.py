@@ -53,7 +53,7 @@ def read(splits, dataset, folder, make):
     made = {"sources": hash_sources([dataset], start=()), "versions": [version(each) for each in DECODERS]}
     cache = Cache(Path(folder, f"{dataset.ingredient.path}-{name}.images"), made)
     try:
-        stores = [split and make(KeptSplit(split.items, split.read_image, split.read_mask, cache)) for split in found]
+        stores = [split and make(KeptSplit(**vars(split), cache=cache)) for split in found]
         cache.save([store for store in stores if store])
     finally:
         cache.close()
@@ -94,7 +94,7 @@ def stamp(image):
     return sha256(json.dumps(said).encode()).hexdigest()[:32]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KeptSplit(Split):
     """A Split whose images come from a cache as far as they are in it."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments.settings import Range
+from experiments.components.settings import Range
 from experiments.store import IGNORE
 
 ingredient = Ingredient("augment")
@@ -60,26 +60,39 @@ def draw(n, rng, flip, rotate, brightness, contrast, saturation, hue):
 def crops(store, indices, parameters, height, width):
     """A crop of each image and its mask: (B, height, width, channels) and (B, height, width) uint8.
 
-    An image smaller than the crop is padded before it is turned, at the bottom and right, with 0 and IGNORE.
+    An image smaller than the crop is padded before it is turned, at the bottom and right, with 0 and IGNORE. They are
+    cut where the pixels lie, in RAM or on the device, and come to the device.
     """
+    indices, parameters = _beside(store, indices, parameters)
     (row, row_i, row_j), (column, column_i, column_j) = _read(parameters, height, width)
     widths, free = store.widths[indices], parameters["corners"]
     top = (free[:, 0] * (store.heights[indices] - height + 1).clamp(min=1)).long()
     left = (free[:, 1] * (widths - width + 1).clamp(min=1)).long()
     first = store.offsets[indices] + (top + row) * widths + left + column
     pixel = _plane(first, row_i * widths + column_i, row_j * widths + column_j, height, width)
-    valid = inside(store, indices, parameters, height, width)
+    valid = _inside(store, indices, parameters, height, width)
     if valid is not None:
         pixel = pixel.where(valid, 0)
     images = store.pixels.index_select(0, pixel.view(-1)).view(*pixel.shape, -1)
     masks = store.masks.index_select(0, pixel.view(-1)).view(pixel.shape)
     if valid is not None:
         images, masks = images.mul_(valid[..., None]), masks.masked_fill_(~valid, IGNORE)
-    return images, masks
+    return images.to(store.device), masks.to(store.device)
 
 
 def inside(store, indices, parameters, height, width):
     """(B, height, width) bool, False where `crops` pads; None when no image of the store needs it."""
+    valid = _inside(store, *_beside(store, indices, parameters), height, width)
+    return valid if valid is None else valid.to(store.device)
+
+
+def _beside(store, indices, parameters):
+    """Both where the pixels of the store lie, which need not be its device."""
+    place = store.pixels.device
+    return torch.as_tensor(indices, device=place), {name: values.to(place) for name, values in parameters.items()}
+
+
+def _inside(store, indices, parameters, height, width):
     if store.least[0] >= height and store.least[1] >= width:
         return None
     rows, columns = (_plane(*axis, height, width) for axis in _read(parameters, height, width))

@@ -1,6 +1,7 @@
 """The weights of a cycle: trained, with what a learned strategy adds to it, or brought back from the ledger."""
 
 from contextlib import contextmanager
+from statistics import fmean
 from time import perf_counter
 
 import numpy as np
@@ -8,8 +9,9 @@ import numpy as np
 from experiments.acquisition import querying
 from experiments.errors import Refused
 from experiments.network import checkpoint
+from experiments.network.ready import members_of
 from experiments.store import IGNORE
-from experiments.training import learned, trainer
+from experiments.training import learned, solve, trainer
 
 
 def fit(state, cycle):
@@ -17,27 +19,38 @@ def fit(state, cycle):
     if cycle and continues_weights(state.config, state.components["heuristic"]) and state.trained_cycle != cycle - 1:
         restore(state, cycle - 1)
     began = perf_counter()
-    held, seen = held_out(state), {}
+    held = held_out(state)
     labelled = [i for i in state.active.get_indices_for_active_step() if i not in held]
     state.progress.start(f"cycle {cycle}/{state.config['cycles']}, training on {len(labelled)}")
     with pseudo_labelled(state, cycle) as pseudo:
         trainer.reset_weights(state.model, state.first_weights, cycle)
         strategy = strategy_of(state, cycle) if learns(state) else None
         state.learner = strategy and strategy.learner
-        if labelled:
-            seen = trainer.fit(
-                state.model,
-                state.train,
-                labelled,
-                state.val,
-                state.at(cycle),
-                state.splits.crop,
-                advance=state.progress.advance,
-                strategy=strategy,
-                **pseudo,
-            )
+        members = members_of(state.model) if labelled else []
+        each = []
+        for number, model in enumerate(members):
+            place = (*state.at(cycle), "member", number) if number else state.at(cycle)
+            images, advance = (model, state.train, labelled, state.val, place), state.progress.advance
+            if hasattr(model, "solved"):
+                each.append(solve.fit(*images, pseudo=pseudo.get("pseudo", ()), advance=advance))
+                continue
+            crops = {"crop": state.splits.crop, "whole": whole(state.components["model"])}
+            each.append(trainer.fit(*images, **crops, advance=advance, strategy=strategy, **pseudo))
     state.trained_cycle = cycle
-    return perf_counter() - began, seen
+    return perf_counter() - began, mean_of(each)
+
+
+def mean_of(each):
+    """The means of what validation saw of each member of an ensemble; of one model what it saw, {} of none."""
+    if len(each) < 2:
+        return each[0] if each else {}
+    solved = {"solved": [seen["solved"] for seen in each]} if "solved" in each[0] else {}
+    return {name: fmean(seen[name] for seen in each) for name in each[0] if name not in ("epoch", "solved")} | solved
+
+
+def whole(model_file):
+    """Whether a model keeps features of the images that it sees: it trains on whole ones, mirrored and turned only."""
+    return getattr(model_file, "WHOLE", False)
 
 
 def learns(state):

@@ -14,10 +14,10 @@ from pkgutil import iter_modules
 
 from sacred import Ingredient
 
-from experiments import settings
+from experiments.components import settings
 from experiments.errors import Refused, hint, listed, shown
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ROOT / "experiments" / "presets"
 FOLDERS = {
     "heuristic": "heuristics",
@@ -74,9 +74,13 @@ def _literals(path, changed):
     tree = ast.parse(path.read_bytes())
     found = {"__doc__": ast.get_docstring(tree) or ""}
     for node in tree.body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            with suppress(ValueError):
-                found[node.targets[0].id] = ast.literal_eval(node.value)
+        if isinstance(node, ast.Assign):
+            parts = [(node.targets[0], node.value)]
+            if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+                parts = zip(node.targets[0].elts, node.value.elts, strict=False)
+            for target, value in parts:
+                with suppress(ValueError):
+                    found |= {target.id: ast.literal_eval(value)} if isinstance(target, ast.Name) else {}
     return found
 
 
@@ -155,6 +159,19 @@ def allowed(ingredient):
     for scope in ingredient.configurations:
         found |= scope._func.__globals__.get("ALLOWED", {})
     return found
+
+
+def configure(module, settings):
+    """Give a file's captured functions its settings as Sacred does for a run: defaults for what is not there.
+
+    Those of the components that its settings name, too. Raises Refused for a setting of another type or range.
+    """
+    recorded, known = settings.get(module.ingredient.path, {}), defaults(module.ingredient)
+    check_settings(module, **{name: value for name, value in recorded.items() if name in known})
+    for function in module.ingredient.captured_functions:
+        function.config = known | recorded
+    for key, entry in getattr(module, "NAMES", {}).items():
+        configure(load(entry, (known | recorded)[key]), settings)
 
 
 def check_settings(module, **values):

@@ -1,0 +1,255 @@
+"""People as the oracle: what is asked, which masks are taken, and that nothing is lost or counted twice."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import events, settings
+from PIL import Image
+
+from data._splits import deal
+from experiments.annotate import answers, request
+from experiments.errors import AwaitingLabels, BadData, Refused
+from experiments.randomness import generator
+from experiments.records.ledger import Ledger
+from experiments.store import Item
+
+pytestmark = pytest.mark.usefixtures("single_thread")
+CLASSES = 3
+IMAGE = {"id": "a/b", "name": "a__b", "sha256": "f" * 64, "height": 6, "width": 8}
+
+
+@pytest.fixture(scope="module")
+def truth(phantom_root, tmp_path_factory):
+    """A folder `images` of 12 images and a folder `truth` of all their masks."""
+    root = tmp_path_factory.mktemp("Lab")
+    for part in ("images", "truth"):
+        (root / part).mkdir()
+    names = sorted(path.name for path in (phantom_root / "seed_0").glob("train_*[0-9].bmp"))[:12]
+    for number, name in enumerate(names):
+        shutil.copy(phantom_root / "seed_0" / name, root / "images" / f"im_{number}.bmp")
+        mask = np.array(Image.open(phantom_root / "seed_0" / name.replace(".bmp", "_anno.bmp"))) > 0
+        Image.fromarray(mask.astype(np.uint8)).save(root / "truth" / f"im_{number}.png")
+    return root
+
+
+@pytest.fixture
+def lab(truth, tmp_path, experiment):
+    """lab(**updates): one start of a run on images of which four have masks, into tmp_path/results; Sacred's Run."""
+    root = tmp_path / "lab"
+    shutil.copytree(truth / "images", root / "images")
+    (root / "masks").mkdir()
+    for number in range(4):
+        shutil.copy(truth / "truth" / f"im_{number}.png", root / "masks")
+    (root / "val.txt").write_text("im_0\nim_1\n")
+
+    def start(to="results", **updates):
+        tiny = settings(root, tmp_path / to, cycles=2, query=2, heuristic="entropy", initial="annotated")
+        del tiny["phantom.root"]
+        tiny |= {"dataset": "folder", "folder.root": str(root), "folder.unlabelled": True, "folder.test": 0.0}
+        tiny |= {"folder.classes": "background,gland", "folder.val_file": "val.txt", "folder.crop": 64}
+        return experiment.run(config_updates=tiny | updates, named_configs=["smoke"])
+
+    return start
+
+
+def asked(tmp_path, name):
+    """(folder of a request, the names of its images)."""
+    place = tmp_path / "results" / "entropy_0" / "queries" / name
+    return place, [image["name"] for image in json.loads((place / "manifest.json").read_text())["images"]]
+
+
+def answer(truth, place, names):
+    for name in names:
+        shutil.copy(truth / "truth" / f"{name}.png", place / "labels")
+
+
+def weights(folder):
+    return [event["weights"] for event in events(folder, "entropy") if event["event"] == "evaluated"]
+
+
+def test_a_run_without_ground_truth_equals_one_whose_oracle_knew_it(lab, truth, tmp_path, capsys, experiment):
+    with pytest.raises(AwaitingLabels, match="2 of 2 masks are awaited: .*cycle_000/index.html"):
+        lab()
+    assert AwaitingLabels.code == 0
+    (record,) = (tmp_path / "results" / "entropy_0" / "sacred").glob("*.json")
+    assert json.loads(record.read_text())["status"] == "AWAITING_LABELS"
+    place, names = asked(tmp_path, "cycle_000")
+    page = (place / "index.html").read_text()
+    for name in names:
+        assert f"labels/{name}.png" in page and "http" not in page
+        original = tmp_path / "lab" / "images" / f"{name}.bmp"
+        assert (place / "images" / f"{name}.bmp").read_bytes() == original.read_bytes()
+        with Image.open(original) as image, Image.open(place / "prediction" / f"{name}.png") as prediction:
+            assert prediction.size == image.size and prediction.mode == "P"
+    Image.new("L", (9, 9), 1).save(place / "labels" / f"{names[0]}.png")
+    Image.new("L", (9, 9), 1).save(place / "labels" / "im_77.png")
+    answer(truth, place, names[1:])
+    capsys.readouterr()
+    with pytest.raises(AwaitingLabels, match="1 of 2 masks are awaited"):
+        lab()
+    said = capsys.readouterr().out
+    assert f"{names[0]}.png is 9 x 9, its image" in said and "im_77.png is for no image that was asked for" in said
+    answer(truth, place, names)
+    append, stopped = Ledger.append, []
+
+    def once(self, event, *more, **values):  # as if killed between keeping a mask and saying so
+        if event == "answered" and not stopped:
+            stopped.append(event)
+            raise KeyboardInterrupt
+        return append(self, event, *more, **values)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "append", once)
+        with pytest.raises(KeyboardInterrupt):
+            lab()
+    with pytest.raises(AwaitingLabels, match="cycle_001"):
+        lab()
+    answer(truth, *asked(tmp_path, "cycle_001"))
+    assert lab().status == "COMPLETED"
+    found = events(tmp_path / "results", "entropy")
+    counted = [id for event in found if event["event"] == "answered" for id in event["masks"]]
+    assert len(counted) == len(set(counted)) == 4
+    assert lab().status == "COMPLETED" and events(tmp_path / "results", "entropy") == found
+
+    given = {"initial": "given", "given.ids": [q["id"] for q in found[0]["queries"]], "start": 2}
+    shutil.copytree(truth / "truth", tmp_path / "lab" / "truth")
+    lab(to="oracle", **given, **{"folder.masks": "truth", "folder.unlabelled": False})
+    assert weights(tmp_path / "results") == weights(tmp_path / "oracle") and len(weights(tmp_path / "oracle")) == 3
+
+
+def test_a_mask_drawn_anew_counts_from_then_on_and_the_old_one_stays(lab, truth, tmp_path, capsys):
+    with pytest.raises(AwaitingLabels):
+        lab()
+    first, names = asked(tmp_path, "cycle_000")
+    answer(truth, first, names)
+    with pytest.raises(AwaitingLabels):
+        lab()
+    before = weights(tmp_path / "results")
+    path = first / "labels" / f"{names[0]}.png"
+    with Image.open(path) as image:
+        drawn = np.array(image)
+    drawn[:4] = 255  # nobody looked there after all
+    Image.fromarray(drawn).save(path)
+    answer(truth, *asked(tmp_path, "cycle_001"))
+    capsys.readouterr()
+    lab()
+    assert f"{names[0]} was drawn anew" in capsys.readouterr().out
+    versions = [e["masks"][names[0]] for e in events(tmp_path / "results", "entropy") if names[0] in e.get("masks", {})]
+    hashes = [version["sha256"] for (version,) in versions]
+    kept = {path.stem for path in (tmp_path / "results" / "entropy_0" / "masks").iterdir()}
+    assert len(set(hashes)) == 2 and set(hashes) <= kept and len(kept) == 5
+    assert weights(tmp_path / "results")[:2] == before
+    last = events(tmp_path / "results", "entropy")[-1]
+    assert last["event"] == "evaluated" and last["foreground"] > 0
+    lab()  # everything is there: the masks of each cycle are found as they were then
+    path = tmp_path / "results" / "entropy_0" / "masks" / f"{hashes[0]}.png"
+    Image.fromarray(drawn // 255).save(path)
+    with pytest.raises(Refused, match="is not the mask that the ledger counts"):
+        lab(cycles=3)
+
+
+def test_what_was_edited_in_a_request_is_refused(lab, tmp_path):
+    with pytest.raises(AwaitingLabels):
+        lab()
+    place, _ = asked(tmp_path, "cycle_000")
+    text = (place / "manifest.json").read_text()
+    for other in (text.replace('"gland"', '"vessel"'), text.replace('"height": ', '"height": 1'), "{", "[]"):
+        (place / "manifest.json").write_text(other)
+        with pytest.raises(Refused, match="is not as the run wrote it: remove it"):
+            lab()
+    (place / "manifest.json").unlink()
+    with pytest.raises(AwaitingLabels):
+        lab()
+    assert (place / "manifest.json").read_text() == text
+
+
+def test_strategies_may_ask_for_the_first_images_too(lab, tmp_path):
+    with pytest.raises(AwaitingLabels, match="start/index.html"):
+        lab(initial="random", start=4)
+    place, names = asked(tmp_path, "start")
+    assert len(names) == 4 and not list((place / "prediction").iterdir())
+
+
+def save(tmp_path, array, name="a__b.png", **how):
+    path = tmp_path / name
+    image = Image.fromarray(array)
+    if "palette" in how:
+        image = Image.frombytes("P", array.shape[::-1], array.tobytes())
+        image.putpalette(how["palette"])
+    image.save(path)
+    return path
+
+
+def test_a_mask_is_read_from_numbers_colours_and_palettes(tmp_path):
+    mask = np.random.default_rng(0).integers(0, CLASSES, (6, 8)).astype(np.uint8)
+    mask[0, :2] = 255
+    colours = np.array([request.colour(n) for n in range(256)], np.uint8)[mask]
+    own = [0, 0, 0, 9, 9, 9, 1, 2, 3, *[7, 8, 9] * 253]
+    for path in (
+        save(tmp_path, mask),
+        save(tmp_path, colours, "rgb.png"),
+        save(tmp_path, mask, "palette.png", palette=own),
+        save(tmp_path, mask, "a.tif"),
+        save(tmp_path, mask, "a.bmp"),
+    ):
+        assert (answers.checked(path, IMAGE, CLASSES) == mask).all(), path
+    (tmp_path / "first.png").write_bytes(request.coloured(mask))
+    assert (answers.checked(tmp_path / "first.png", IMAGE, CLASSES) == mask).all()
+    answers.keep(tmp_path, answers.digest_of(mask), mask)
+    assert (answers.read(tmp_path, answers.digest_of(mask), (6, 8)) == mask).all()
+    assert (answers.read(tmp_path, answers.digest_of(mask), (3, 4)) == mask[1::2, 1::2]).all()
+
+
+@pytest.mark.parametrize(
+    "array, reason",
+    [
+        (np.ones((5, 8), np.uint8), "8 x 5, its image 8 x 6"),
+        (np.full((6, 8), 3, np.uint8), "holds 3: the classes are 0 to 2"),
+        (np.full((6, 8), 255, np.uint8), "holds 0 and 255 alone"),
+        (np.eye(6, 8, dtype=np.uint8) * 255, "holds 0 and 255 alone"),
+        (np.full((6, 8, 3), 77, np.uint8), r"the colour \(77, 77, 77\)"),
+    ],
+)
+def test_a_mask_that_cannot_be_meant_is_named(tmp_path, array, reason):
+    with pytest.raises(BadData, match=reason):
+        answers.checked(save(tmp_path, array), IMAGE, CLASSES)
+    with pytest.raises(BadData, match="save the mask as PNG"):
+        answers.checked(save(tmp_path, np.ones((6, 8), np.uint8), "a__b.jpg"), IMAGE, CLASSES)
+
+
+def test_a_mask_finds_its_image_by_hash_then_id_then_name(tmp_path):
+    other = IMAGE | {"id": "c", "name": "c", "sha256": "e" * 64}
+    images = [IMAGE, other]
+    for name, row in (
+        ("a__b.png", {}),
+        (f"{'f' * 64}.tif", {}),
+        ("x.png", {"id": "a/b"}),
+        ("c.png", {"sha256": "f" * 64}),
+    ):
+        assert answers.image_of(tmp_path / name, images, row) is IMAGE
+    with pytest.raises(BadData, match="for no image that was asked for"):
+        answers.image_of(tmp_path / "d.png", images, {})
+
+
+def test_who_drew_a_mask_and_how_long_it_took(tmp_path):
+    assert answers.table(tmp_path / "answers.csv") == {}
+    (tmp_path / "answers.csv").write_text("file,seconds,annotator\na__b.png,61.5,'=Ann\n")
+    assert answers.table(tmp_path / "answers.csv")["a__b.png"] == {
+        "file": "a__b.png",
+        "seconds": "61.5",
+        "annotator": "=Ann",
+    }
+
+
+def test_only_images_with_masks_validate_or_test():
+    masked = [Item(f"m{i}", None, f"m{i}.png", source=f"s{i // 2}") for i in range(8)]
+    bare = [Item(f"u{i}", None, None, source=f"s{i}") for i in range(8)]  # s0 to s3 have masks of other images
+    items = [*bare, *masked]
+    train, val, test = deal(items, {}, {"val": 0.25, "test": 0.25}, generator(0), "folder")
+    assert all(item.mask for item in [*val, *test]) and len(val) == len(test) == 2
+    held = {item.source for item in [*val, *test]}
+    assert [item for item in items if item.source not in held] == train
+    with pytest.raises(Refused, match="u0 is in the list of val and has no mask"):
+        deal(items, {"val": [0]}, {"val": 0, "test": 0}, generator(0), "folder")

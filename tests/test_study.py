@@ -1,0 +1,417 @@
+"""A study: its grid, its runs in processes of their own, and that nothing which ends one of them changes a number.
+
+A few kills, about a minute; ASKMASK_KILLS=50 makes as many at random moments and three at each of 12 named points.
+"""
+
+import io
+import json
+import os
+import pty
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, events, settings
+
+from experiments.errors import Refused
+
+KILLS = int(os.environ.get("ASKMASK_KILLS", 1))
+ONCE = {"heuristic": "random,bald", "run": "0-1", "dataset": "phantom"}
+
+
+# imports everything once; each command of its input starts the real driver as a process of its own, or waits for one
+STARTER = """if True:
+    import json, os, sys, warnings
+    warnings.simplefilter("ignore")
+    from experiments.study import __main__ as study, ending, forked
+    forked.import_libraries([("model", "unet")])
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for line in sys.stdin:
+        words, out = json.loads(line)
+        if out is None:
+            print(os.waitstatus_to_exitcode(os.waitpid(words, 0)[1]), flush=True)
+            continue
+        number = os.fork()
+        if number == 0:
+            os.setpgid(0, 0)
+            sys.argv[1:] = words
+            file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(file, 1), os.dup2(file, 2)
+            code = study.command(words)
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
+        print(number, flush=True)
+"""
+
+
+class Started:
+    """A study at work."""
+
+    def __init__(self, starter, words, out):
+        self.starter, self.out, self.pid = starter, out, starter(words, str(out))
+
+    def ended(self, code=0):
+        """What it printed, once it has ended with this exit code."""
+        found, text = self.starter(self.pid, None), self.out.read_text()
+        assert found == code, text
+        return text
+
+
+@pytest.fixture(scope="module")
+def study(phantom_root, tmp_path_factory):
+    """study(results, *words): start one of four runs on the small phantom."""
+    line, pipe = [sys.executable, "-W", "ignore", "-c", STARTER], subprocess.PIPE
+    with subprocess.Popen(line, cwd=ROOT, text=True, stdin=pipe, stdout=pipe) as process:
+
+        def starter(words, out):
+            process.stdin.write(json.dumps([words, out]) + "\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        def study(results, *words, **updates):
+            asked = settings(phantom_root, results) | ONCE | {"runs_dir": ""} | updates
+            asked.pop("results_dir")
+            words = ["smoke", *(f"{key}={value}" for key, value in asked.items()), "--results", str(results), *words]
+            return Started(starter, words, tmp_path_factory.mktemp("out") / "out")
+
+        yield study
+        process.stdin.close()
+
+
+def kept(results):
+    """{path: bytes} of all that the runs leave: arrays, ledgers, weights, pictures; not seconds, locks and records."""
+    paths = [path for path in Path(results).rglob("*") if path.is_file()]
+    own = [path for path in paths if not {"sacred", "study"} & set(path.relative_to(results).parts[:-1])]
+    return {
+        str(path.relative_to(results)): path.read_bytes()
+        for path in own
+        if path.name not in ("timing.jsonl", "lock", "report.html")
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(study, tmp_path_factory):
+    """(results folder, what was printed) of an undisturbed study, two runs at once."""
+    results = tmp_path_factory.mktemp("study")
+    return results, study(results, "--jobs", "2").ended()
+
+
+@pytest.fixture
+def study_on_terminal(whole, phantom_root, tmp_path):
+    """What a terminal gets of a study of one run."""
+    pytest.importorskip("rich")
+    asked = settings(phantom_root, tmp_path) | {
+        "heuristic": "random",
+        "dataset": "phantom",
+        "runs_dir": "",
+        "cycles": 0,
+    }
+    asked.pop("results_dir")
+    line = [sys.executable, "-W", "ignore", "-m", "experiments.study", "smoke", "--results", str(tmp_path)]
+    line += [f"{key}={value}" for key, value in asked.items()]
+    ours, its = pty.openpty()
+    own = os.environ | {"OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    with subprocess.Popen(line, cwd=ROOT, stdin=its, stdout=its, stderr=its, env=own) as process:
+        os.close(its)
+        shown = b""
+        with suppress(OSError):  # EIO once the other end is closed
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    assert process.returncode == 0, shown.decode()
+    return shown.decode()
+
+
+@pytest.fixture
+def grid(experiment):
+    from experiments.study import grid
+
+    return grid
+
+
+def test_a_study_is_made_and_judged(whole):
+    results, out = whole
+    assert {path.name for path in results.glob("*.npy")} == {f"{h}_{r}.npy" for h in ("random", "bald") for r in (0, 1)}
+    assert "4 of 4 runs done" in out and "bald: undecided" in out and "2 pairs, 3 are needed" in out
+    assert (results / "report.html").exists() and out.endswith(f"{results}/report.html\n")
+    [kept_study] = (results / "study").glob("*.yaml")
+    for heuristic in ("random", "bald"):
+        assert events(results, heuristic)[0]["settings"]["study"][:12] == kept_study.stem
+    assert not list((results / "study").glob("*.lock"))
+
+
+def test_its_runs_are_the_plain_ones(whole, undisturbed):
+    """Bit for bit, but for the study's hash in the first line of the ledger."""
+    plain, ours = kept(undisturbed), kept(whole[0])
+    for name in ("bald_0.npy", "bald_0/dice.npy", "bald_0/budget.npy"):
+        assert plain[name] == ours[name]
+    one, other = events(undisturbed), events(whole[0])
+    other[0]["settings"]["study"] = one[0]["settings"]["study"] = ""
+    assert one == other
+
+
+def test_a_first_cycle_is_trained_once(whole, undisturbed):
+    """By whichever run came first; bald 0, which took it over, is still the plain run, as the test above says."""
+    results, _ = whole
+    assert len(list((results / "study" / "first_cycles").glob("*.safetensors"))) == 2  # one a run number
+    first = [json.loads((results / f"{h}_0" / "timing.jsonl").read_text().splitlines()[0]) for h in ("random", "bald")]
+    assert first[0]["train"] > 0 and first[1]["train"] == 0
+
+
+def test_strategies_that_train_too_have_a_first_cycle_of_their_own(smoke, tmp_path):
+    for to, more in (("one", {}), ("two", {"shared_dir": str(tmp_path / "shared")})):
+        smoke(to=to, heuristic="random", **more)
+        smoke(to=to, heuristic="learning_loss", **more)
+    assert len(list((tmp_path / "shared").glob("*.json"))) == 1
+    assert kept(tmp_path / "one") == kept(tmp_path / "two")
+
+
+@pytest.mark.parametrize("file", ["json", "safetensors"])
+def test_a_damaged_first_cycle_is_trained_again(smoke, tmp_path, file, undisturbed):
+    shared = tmp_path / "shared"
+    smoke(to="one", heuristic="random", shared_dir=str(shared))
+    [path] = shared.glob(f"*.{file}")
+    path.write_bytes(path.read_bytes()[:-9])
+    smoke(to="two", shared_dir=str(shared))
+    assert kept(tmp_path / "two") == kept(undisturbed)
+
+
+def test_a_first_cycle_of_other_settings_is_not_taken_over(smoke, tmp_path):
+    shared = str(tmp_path / "shared")
+    smoke(to="one", heuristic="random", shared_dir=shared)
+    for number, other in enumerate([{"trainer.lr": 0.001}, {"evaluation.passes": 2}, {"seed": 7}, {"start": 3}]):
+        smoke(to=f"other {number}", shared_dir=shared, cycles=0, **other)
+    assert len(list((tmp_path / "shared").glob("*.json"))) == 5
+
+
+def test_again_there_is_nothing_to_do(whole, study):
+    results, _ = whole
+    before = kept(results)
+    out = study(results).ended()
+    assert "4 runs, 4 of them done." in out and "Importing" not in out and "bald: undecided" in out
+    assert kept(results) == before
+
+
+def alive(study):
+    """Process ids of the children of a study that lives."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(study.pid)], capture_output=True, text=True)
+    return [int(number) for number in found.stdout.split()]
+
+
+def gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def until(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def lines(results, event, count=1):
+    """Whether so many ledgers have an event."""
+    found = [path.read_text() for path in Path(results).glob("*/ledger.jsonl")]
+    return sum(f'"event": "{event}"' in text for text in found) >= count
+
+
+POINTS = {  # what is there when the kill comes
+    "the study is stored": lambda r: any(r.glob("study/*.yaml")),
+    "a run is claimed": lambda r: any(r.glob("study/*.lock")),
+    "a run's folder": lambda r: any(r.glob("*/lock")),
+    "a ledger": lambda r: lines(r, "start"),
+    "weights": lambda r: any(r.glob("*/checkpoint/*.safetensors")),
+    "a test": lambda r: lines(r, "evaluated"),
+    "an array": lambda r: any(r.glob("*.npy")),
+    "a table of scores": lambda r: any(r.glob("*/queries/*.csv")),
+    "a query": lambda r: lines(r, "queried"),
+    "a curve": lambda r: any(r.glob("*/learning_curve.png")),
+    "the third run": lambda r: lines(r, "start", 3),
+    "the last run": lambda r: lines(r, "start", 4),
+}
+LONG = [(point, who) for point in POINTS for who in ("driver", "workers", "all")] * (KILLS > 1)
+
+
+def strike(started, who):
+    """SIGKILL for the driver, its workers or all of them; returns the workers."""
+    workers = alive(started)
+    for pid in {"driver": [started.pid], "workers": workers, "all": [started.pid, *workers]}[who]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return workers
+
+
+def test_a_killed_worker_is_followed_by_another(whole, study, tmp_path):
+    started = study(tmp_path, "--jobs", "2")
+    until(lambda: lines(tmp_path, "evaluated"))
+    strike(started, "workers")
+    assert "4 of 4 runs done" in started.ended()
+    assert kept(tmp_path) == kept(whole[0])
+
+
+def test_two_studies_share_a_folder_and_one_outlives_the_other(whole, study, tmp_path):
+    """No cell is run by both, no worker outlives its driver, and what it leaves is taken over."""
+    first, second = study(tmp_path, "--jobs", "1"), study(tmp_path, "--jobs", "1")
+    until(lambda: lines(tmp_path, "evaluated", 2))
+    workers = strike(first, "driver")
+    until(lambda: all(map(gone, workers)), 10)
+    first.ended(-signal.SIGKILL), second.ended()
+    assert kept(tmp_path) == kept(whole[0])
+    starts = sorted(len(list(path.glob("*.json"))) for path in tmp_path.glob("*/sacred"))
+    assert sum(starts) <= 5 and starts[0] == 1
+
+
+def test_a_signal_is_passed_on_and_a_failed_run_stops_nobody(whole, study, tmp_path):
+    (tmp_path / "bald_1").mkdir()
+    (tmp_path / "bald_1" / "queries").write_text("in the way")
+    started = study(tmp_path, "--jobs", "2")
+    until(lambda: lines(tmp_path, "evaluated"))
+    workers = alive(started)
+    os.kill(started.pid, signal.SIGTERM)
+    assert started.ended(143).strip().endswith("Stopped: the same command continues.")
+    assert all(map(gone, workers))
+    out = study(tmp_path, "--jobs", "2").ended(1)
+    assert "3 of 4 runs done" in out and str(tmp_path / "study" / "bald_1.log") in out.splitlines()[-1]
+    assert "bald 1 failed: " in out and "move away what is there" in out
+    left_out = [name for name in kept(whole[0]) if name.startswith("bald_1")]
+    expected = {name: data for name, data in kept(whole[0]).items() if name not in left_out}
+    assert {name: data for name, data in kept(tmp_path).items() if not name.startswith("bald_1")} == expected
+
+
+@pytest.mark.parametrize("point, who", LONG)
+def test_killed_at_a_named_point(whole, study, tmp_path, point, who):
+    started = study(tmp_path, "--jobs", "2")
+    until(lambda: POINTS[point](tmp_path))
+    strike(started, who)
+    started.starter(started.pid, None)
+    study(tmp_path, "--jobs", "2").ended()
+    assert kept(tmp_path) == kept(whole[0])
+
+
+@pytest.mark.parametrize("number", range(KILLS if KILLS > 1 else 0))
+def test_killed_at_any_time(whole, study, tmp_path, number):
+    draw = random.SystemRandom()
+    for _ in range(draw.randint(1, 3)):
+        started, who = study(tmp_path, "--jobs", "2"), draw.choice(["driver", "workers", "all"])
+        time.sleep(draw.uniform(0.2, 15))
+        print("killed:", who)
+        strike(started, who)
+        started.starter(started.pid, None)
+    study(tmp_path, "--jobs", "2").ended()
+    assert kept(tmp_path) == kept(whole[0])
+
+
+def test_a_dry_run_says_what_it_will_cost(study, tmp_path):
+    out = study(tmp_path, "--jobs", "2", "--dry-run").ended()
+    assert "4 runs, 0 of them done." in out and "the first cycle of bald 0 took training" in out
+    assert re.search(r"About \d+ s with 2 at once", out) and not list(tmp_path.iterdir())
+
+
+def test_commands_and_only(whole, study, tmp_path):
+    """The lines are those of the runs, and `--only K` does the K-th of them."""
+    printed = study(tmp_path, "--commands").ended().splitlines()
+    assert [line.partition(" with ")[0] for line in printed] == ["python active.py"] * 4
+    assert "heuristic=bald" in printed[2] and "run=0" in printed[2]
+    assert "1 of 1 runs done" in study(tmp_path, "--only", "2").ended()
+    assert "1 runs, 1 of them done." in study(tmp_path, "--only", "2").ended()
+    expected = {name: data for name, data in kept(whole[0]).items() if name.startswith("bald_0")}
+    assert kept(tmp_path) == expected
+    assert "there are 4 runs" in study(tmp_path, "--only", "4").ended(1)
+
+
+def test_the_slurm_template_stops_in_time_and_queues_again(study, tmp_path):
+    """Run by bash as Slurm would; `scontrol` is a note of how it was called, for there is no cluster here."""
+    (tmp_path / "bin").mkdir()
+    for name, text in {"scontrol": f'echo "$@" >> {tmp_path}/asked', "python": f'exec {sys.executable} "$@"'}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    words = f"smoke dataset=phantom heuristic=random cycles=300 runs_dir= --results {tmp_path}/results"
+    own = {"STUDY": words, "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0"}
+    path = {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    template = ["bash", str(ROOT / "experiments" / "study" / "study.sbatch")]
+    with subprocess.Popen(template, cwd=ROOT, env=os.environ | own | path, stderr=subprocess.PIPE) as task:
+        until(lambda: lines(tmp_path / "results", "start"))
+        task.send_signal(signal.SIGUSR1)
+        _, errors = task.communicate(timeout=60)
+    assert task.returncode == 0 and b"the same command continues" in errors
+    assert (tmp_path / "asked").read_text() == "requeue 7_0\n"
+
+
+def test_runs_are_added_until_it_is_decided(study, tmp_path):
+    """Two of each, then one more of both at each look; again, there is nothing to do."""
+    asked = ("--until", "decided", "--most", "4", "--jobs", "2")
+    out = study(tmp_path, *asked, cycles=0, heuristic="random,first").ended()
+    counts = [int(n) for n in re.findall(r"(\d+) runs, \d+ of them done", out)]
+    assert counts == [4, 6, 8] and "first: undecided, +0.000" in out and "over 4 paired runs" in out
+    assert "p values of single tests" in (tmp_path / "report.html").read_text()
+    assert "Importing" not in study(tmp_path, *asked, cycles=0, heuristic="random,first").ended()
+
+
+def test_the_table_shows_where_a_study_is(whole):
+    rich = pytest.importorskip("rich.console")
+    from experiments.study import grid, table, workers
+
+    results, _ = whole
+    cells = [grid.Cell((), results, h, r, 1) for h in ("random", "bald") for r in (0, 1, 2)]
+    progress = workers.Progress(cells, done={cell.folder for cell in cells if cell.run < 2})
+    progress.failed[cells[2].folder] = (cells[2], "it diverged", "log")
+    console = rich.Console(width=100, record=True, file=io.StringIO())
+    console.print(table.table(progress, table.Clock(cells, progress.done)))
+    shown = console.export_text()
+    assert "4 of 6 runs done, 1 failed" in shown and re.search(r"random\s.*2/3\s.*1\s", shown)
+
+
+def test_a_terminal_is_drawn_on_and_left_clean(study_on_terminal):
+    """The real command on a pseudo-terminal."""
+    assert "runs done" in study_on_terminal and "\x1b[" in study_on_terminal
+
+
+def test_values(grid):
+    assert grid.values_of("run", "0-2,7") == [0, 1, 2, 7]
+    assert grid.values_of("heuristic", "random,bald") == ["random", "bald"]
+    assert grid.values_of("trainer.lr", "0.1,1e-3") == [0.1, 0.001]
+    assert grid.values_of("trainer.loss", "ce,dice") == ["ce", "dice"]
+    assert grid.values_of("bald.reduction", "mean,max") == ["mean", "max"]
+    assert grid.values_of("folder.values", "0:background,1-255:gland") == ["0:background,1-255:gland"]
+    assert grid.values_of("noted", "['bald']") == [["bald"]] and grid.values_of("noted", ["bald"]) == [["bald"]]
+    with pytest.raises(Refused, match="no value"):
+        grid.values_of("run", "3-1")
+
+
+def test_a_file_says_the_same_as_words(grid, tmp_path):
+    file = tmp_path / "study.yaml"
+    file.write_text("with: smoke\nheuristic: random,bald\nrun: 0-1\ntrainer: {lr: [0.1, 0.01]}\n")
+    words = grid.read(["smoke", "heuristic=random,bald", "run=0-1", "trainer.lr=0.1,0.01"])
+    assert grid.written(grid.read([str(file)])) == grid.written(words)
+    assert grid.digest(words) != grid.digest(words | {"run": [0]})
+
+
+def test_cells_have_own_folders_only_where_they_clash(grid, phantom_root):
+    base = ["smoke", "dataset=phantom", f"phantom.root={phantom_root}", "run=0-1"]
+    cells = grid.cells(grid.read([*base, "heuristic=random,bald", "bald.reduction=mean,max"]), "r")
+    names = {"random", "bald,bald.reduction=mean", "bald,bald.reduction=max"}
+    assert {str(cell.folder) for cell in cells} == {f"r/{name}_{run}" for name in names for run in (0, 1)}
+    cells = grid.cells(grid.read([*base, "heuristic=random,bald", "trainer.lr=0.1,0.01"]), "r")
+    assert {str(cell.results) for cell in cells} == {"r/trainer.lr=0.1", "r/trainer.lr=0.01"} and len(cells) == 8
+    assert cells[0].settings["trainer"]["lr"] == 0.1 and [c.settings["seed"] for c in cells[:2]] == [0, 1]
+    with pytest.raises(Refused, match="start=500 is more than"):
+        grid.cells(grid.read([*base, "heuristic=random", "start=500"]), "r")
+
+
+def test_each_group_of_a_file_is_a_grid_of_its_own(grid, phantom_root, tmp_path):
+    file = tmp_path / "study.json"
+    each = [{"heuristic": "random"}, {"heuristic": "bald", "batch": "top,stochastic"}]
+    file.write_text(
+        json.dumps({"with": "smoke", "phantom.root": str(phantom_root), "dataset": "phantom", "each": each})
+    )
+    cells = grid.cells(grid.read([str(file)]), "r")
+    assert [cell.label for cell in cells] == ["random", "bald,batch=top", "bald,batch=stochastic"]
