@@ -20,7 +20,7 @@ from experiments.errors import Refused
 from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling, memory_explained
-from experiments.network.ready import build, members_of
+from experiments.network.ready import build
 from experiments.randomness import generator
 from experiments.records import ledger
 from experiments.records.chain import ASIDE
@@ -150,8 +150,7 @@ def prepare(config, run, components, usual):
         if ledger.events:
             go_on(ledger, config, made, masks, {"val": val, "test": test})
         model, first = build(model_file, splits.channels, classes, place, device, config["members"])
-        for member in members_of(model):
-            keep_in(config["cache_dir"], member, device)
+        keep_in(config["cache_dir"], model, device)
         origin = checkpoint.origin(model)
         if ledger.events:
             refuse_other_origin(ledger.folder, ledger.events[0], origin)

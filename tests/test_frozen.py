@@ -243,7 +243,7 @@ def test_the_linear_heads_passes_differ_and_its_shares_are_those_of_maps_grown_b
 
 
 def test_the_linear_head_is_the_logistic_regression_of_its_features(drawn_store):
-    """Against scikit-learn on cells of one class; its one vector for two classes is penalised half as much."""
+    """Against scikit-learn, whose one vector of weights for two classes is penalised half as much, on whole cells."""
     from sklearn.linear_model import LogisticRegression
 
     model = linear()

@@ -25,6 +25,7 @@ from models import modunet, monai, unet
 pytestmark = pytest.mark.usefixtures("single_thread")
 CPU, PLACE, SITES = torch.device("cpu"), (0, "drawn", 1), 11
 SMALL = {  # settings of each model that make its tests cheap; none: as they are
+    "frozen": {"frozen.width": 8, "lite.weights": "none", "lite.width": 4},
     "lite": {"lite.width": 4},
     "modunet": {"modunet.width": 4},
     "monai": {"monai.width": 4},

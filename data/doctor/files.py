@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.reading import MAX_IMAGE, MAX_PIXELS, regular
+from experiments.store.reading import MAX_IMAGE, MAX_PIXELS, regular
 
 SIGNS = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"GIF8": "GIF"}
 SUFFIXES = {"PNG": [".png"], "JPEG": [".jpg", ".jpeg"], "BMP": [".bmp"], "TIFF": [".tif", ".tiff"], "GIF": [".gif"]}

@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 
 from data.doctor.files import ENDINGS, SUFFIXES
 from experiments.errors import Refused
-from experiments.reading import MAX_IMAGE, MAX_PIXELS, regular
 from experiments.store import IGNORE
+from experiments.store.reading import MAX_IMAGE, MAX_PIXELS, regular
 
 FIXES = {
     "layout": "",

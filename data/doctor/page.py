@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.doctor.files import SUFFIXES
 from data.doctor.sets import by_kind
-from experiments.reading import MAX_IMAGE, MAX_PIXELS, regular
+from experiments.store.reading import MAX_IMAGE, MAX_PIXELS, regular
 
 SHOWN = 12  # faults of a kind with pictures
 THUMB = 160  # pixels a side of a picture, at most

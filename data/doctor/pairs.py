@@ -8,8 +8,8 @@ from PIL import Image
 
 from data.doctor.files import ENDINGS, SUFFIXES
 from experiments.errors import BadData
-from experiments.reading import MAX_IMAGE, MAX_PIXELS, regular
 from experiments.store import Item, Split, Splits
+from experiments.store.reading import MAX_IMAGE, MAX_PIXELS, regular
 
 
 def paired(root):

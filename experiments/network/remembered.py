@@ -20,7 +20,7 @@ from experiments.errors import Refused
 from experiments.network.checkpoint import hash_weights
 from experiments.network.dropout import drops
 from experiments.network.layers import maps as maps_in
-from experiments.reading import MAX_WEIGHTS, regular
+from experiments.store.reading import MAX_WEIGHTS, regular
 
 NEAR = 1e-3  # how far from a whole number of 255ths a value may be to count as read from 8 bits
 
@@ -174,10 +174,13 @@ def in_use(net, maps):
 def keep_in(folder, model, device):
     """Let what is remembered in a model on `device` be kept in a folder, too, which other runs may use; "": let it not.
 
-    Other weights, another release of torch, device or number of threads have a folder of their own in it.
+    Other weights, another release of torch, device or number of threads have a folder of their own in it. What is the
+    same network several times in the model keeps together.
     """
-    for module in model.modules() if folder else ():
-        if isinstance(module, Remembered):
+    together = {}
+    for module in (module for module in model.modules() if isinstance(module, Remembered)):
+        module.kept = together.setdefault(module.identity, module.kept)
+        if folder:
             cpu = torch.backends.cpu.get_cpu_capability()
             made = module.identity, torch.__version__, device.type, cpu, torch.get_num_threads()
             module.folder = Path(folder, f"features-{sha256(repr(made).encode()).hexdigest()[:16]}")

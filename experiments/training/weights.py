@@ -27,36 +27,25 @@ def fit(state, cycle):
         strategy = strategy_of(state, cycle) if learns(state) else None
         state.learner = strategy and strategy.learner
         members = members_of(state.model) if labelled else []
-        places = [(*state.at(cycle), *(["member", k] if k else [])) for k in range(len(members))]
-        each = [fit_member(state, *one, labelled, strategy, pseudo) for one in zip(members, places, strict=True)]
+        each = []
+        for number, model in enumerate(members):
+            place = (*state.at(cycle), "member", number) if number else state.at(cycle)
+            images, advance = (model, state.train, labelled, state.val, place), state.progress.advance
+            if hasattr(model, "solved"):
+                each.append(solve.fit(*images, pseudo=pseudo.get("pseudo", ()), advance=advance))
+                continue
+            crops = {"crop": state.splits.crop, "whole": whole(state.components["model"])}
+            each.append(trainer.fit(*images, **crops, advance=advance, strategy=strategy, **pseudo))
     state.trained_cycle = cycle
     return perf_counter() - began, mean_of(each)
-
-
-def fit_member(state, model, place, labelled, strategy, pseudo):
-    """Train one model, or solve it where its head is linear; what validation saw."""
-    if hasattr(model, "solved"):
-        known = pseudo.get("pseudo", ())
-        return solve.fit(model, state.train, labelled, state.val, place, pseudo=known, advance=state.progress.advance)
-    return trainer.fit(
-        model,
-        state.train,
-        labelled,
-        state.val,
-        place,
-        state.splits.crop,
-        whole=whole(state.components["model"]),
-        advance=state.progress.advance,
-        strategy=strategy,
-        **pseudo,
-    )
 
 
 def mean_of(each):
     """The means of what validation saw of each member of an ensemble; of one model what it saw, {} of none."""
     if len(each) < 2:
         return each[0] if each else {}
-    return {name: fmean(seen[name] for seen in each) for name in each[0] if name not in ("epoch", "solved")}
+    solved = {"solved": [seen["solved"] for seen in each]} if "solved" in each[0] else {}
+    return {name: fmean(seen[name] for seen in each) for name in each[0] if name not in ("epoch", "solved")} | solved
 
 
 def whole(model_file):

@@ -14,10 +14,10 @@ from pkgutil import iter_modules
 
 from sacred import Ingredient
 
-from experiments import settings
+from experiments.components import settings
 from experiments.errors import Refused, hint, listed, shown
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ROOT / "experiments" / "presets"
 FOLDERS = {
     "heuristic": "heuristics",
@@ -162,14 +162,16 @@ def allowed(ingredient):
 
 
 def configure(module, settings):
-    """Give a component, and those that its settings name, their settings outside a run, from a run's {section: ...}."""
-    known, recorded = defaults(module.ingredient), settings.get(module.ingredient.path, {})
+    """Give a file's captured functions its settings as Sacred does for a run: defaults for what is not there.
+
+    Those of the components that its settings name, too. Raises Refused for a setting of another type or range.
+    """
+    recorded, known = settings.get(module.ingredient.path, {}), defaults(module.ingredient)
     check_settings(module, **{name: value for name, value in recorded.items() if name in known})
-    own = known | recorded
     for function in module.ingredient.captured_functions:
-        function.config = own
+        function.config = known | recorded
     for key, entry in getattr(module, "NAMES", {}).items():
-        configure(load(entry, own[key]), settings)
+        configure(load(entry, (known | recorded)[key]), settings)
 
 
 def check_settings(module, **values):
