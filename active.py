@@ -10,12 +10,12 @@ from pathlib import Path
 from experiments import steps
 from experiments.acquisition import prediction, querying, selection
 from experiments.command_line.experiment import SelectiveExperiment
+from experiments.components.settings import Range
 from experiments.errors import Refused
 from experiments.evaluation import evaluation
 from experiments.records.ledger import CEILING
 from experiments.records.observers import observers
 from experiments.records.sacred_record import keep_output
-from experiments.settings import Range
 from experiments.training import augment, operations, trainer, weights
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis import statistics
-from experiments import settings
+from experiments.components import settings
 from experiments.errors import Refused
 
 DRAWN = 200_000  # simulated studies that the boundaries are computed from: standard error of 5 % is .05 %

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from data.glas import validation_fold
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.reading import decode, read_text
-from experiments.settings import Range
 from experiments.store import Split, Splits
+from experiments.store.reading import decode, read_text
 
 SIDES = {name: Range(least=1, most=2**14, zero="the files' own") for name in ("height", "width")}
 FOLDS = {"folds": Range(least=2), "fold": Range(least=0)}

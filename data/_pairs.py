@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.errors import Refused
-from experiments.reading import FORMATS, pages, size
 from experiments.records.progress import say
 from experiments.store import Item
+from experiments.store.reading import FORMATS, pages, size
 
 CONVERT = {  # what is seen beside images and is none that can be read: how it becomes one
     (".dcm", ".dicom", ".ima"): "DICOM: export 8- or 16-bit PNG, the same window for every image",

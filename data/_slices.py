@@ -11,8 +11,8 @@ import numpy as np
 
 from data._pairs import told
 from data._splits import draw
+from experiments.components.settings import Range
 from experiments.errors import BadData, Refused
-from experiments.settings import Range
 from experiments.store import IGNORE, Split, Splits
 
 ONE_AT_A_TIME = Lock()

@@ -7,7 +7,7 @@ from pathlib import Path
 from data._pairs import as_part, natural, told
 from experiments.errors import Refused
 from experiments.randomness import generator
-from experiments.reading import read_text
+from experiments.store.reading import read_text
 
 NAMES = {
     "train": ("train", "training"),

@@ -8,8 +8,8 @@ from PIL import Image
 
 from data._pairs import as_part, told
 from experiments.errors import BadData, Refused
-from experiments.reading import pages, pixels, resized
 from experiments.store import IGNORE
+from experiments.store.reading import pages, pixels, resized
 
 COLOUR = 2**24  # + 0xrrggbb: how a colour is told from a number
 LISTED = 32  # different values of masks that can still be classes

@@ -20,10 +20,10 @@ from PIL import Image
 from sacred import Ingredient
 
 from data._files import WINDOW, refuse_absent, refuse_missing, sized, three_splits
+from experiments.components.settings import Range
 from experiments.errors import BadData, Refused
-from experiments.reading import MAX_IMAGE, read_text, regular
-from experiments.settings import Range
 from experiments.store import IGNORE, Item, decode
+from experiments.store.reading import MAX_IMAGE, read_text, regular
 
 CLASSES = ("background", "myelin", "axon")
 CHANNELS = 3

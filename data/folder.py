@@ -17,10 +17,10 @@ from sacred import Ingredient
 from data._pairs import as_part, list_items, tiles, told
 from data._splits import deal, official, read_list
 from data._values import propose, read_mask, read_meaning, read_original, spelled
+from experiments.components.settings import Range
 from experiments.errors import BadData, Refused
-from experiments.reading import pixels, resized
-from experiments.settings import Range
 from experiments.store import IGNORE, Split, Splits  # noqa: F401  a dataset has IGNORE
+from experiments.store.reading import pixels, resized
 
 LAST = Lock()  # of last_decoded: images are read in threads
 CLASSES, CHANNELS, HAS = (), 3, ("validation",)  # classes and channels are settings: load gives them

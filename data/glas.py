@@ -12,10 +12,10 @@ from pathlib import Path
 
 from sacred import Ingredient
 
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.reading import read_text
-from experiments.settings import Range
 from experiments.store import IGNORE, Item, Split, Splits, decode, refuse_averaged  # noqa: F401  a dataset has IGNORE
+from experiments.store.reading import read_text
 
 CLASSES = ("background", "gland")
 CHANNELS = 3

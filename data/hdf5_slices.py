@@ -19,10 +19,10 @@ from sacred import Ingredient
 from data._pairs import natural
 from data._slices import ALLOWED as SLICES
 from data._slices import as_bytes, as_classes, check_classes, hold_out, joined, package
+from experiments.components.settings import Range
 from experiments.errors import BadData, Refused
-from experiments.reading import MAX_PIXELS, MAX_WEIGHTS, read_text, regular, resized
-from experiments.settings import Range
 from experiments.store import IGNORE, Item  # noqa: F401  a dataset has IGNORE
+from experiments.store.reading import MAX_PIXELS, MAX_WEIGHTS, read_text, regular, resized
 
 CLASSES, CHANNELS, HAS = (), 1, ("validation",)  # classes are settings: load gives them
 HEADLINE = "class_dice"  # many a slice holds no foreground, so the pixels of all count together

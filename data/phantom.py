@@ -14,8 +14,8 @@ from sacred import Ingredient
 from tqdm import tqdm
 
 from data.glas import BEFORE, CHANNELS, CLASSES, HAS, HEADLINE, IGNORE, read_folder  # noqa: F401  a dataset has these
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.settings import Range
 
 MARGIN = 8  # drawn around every image, so that sections of one scene can shift
 HEADER = "name,patient ID, grade (GlaS), grade (Sirinukunwattana et al. 2015)"

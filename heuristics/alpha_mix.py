@@ -7,7 +7,7 @@ code adds the two entropies with these weights; the Jensen-Shannon divergence is
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import entropy
-from experiments.settings import Range
+from experiments.components.settings import Range
 
 ingredient = Ingredient("alpha_mix")
 UNIT = "nats"

@@ -13,8 +13,8 @@ from sacred import Ingredient
 from experiments.acquisition.pool import pooled
 from experiments.acquisition.prediction import winner
 from experiments.acquisition.ranking import shuffled
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.settings import Range
 
 ingredient = Ingredient("badge")
 

@@ -10,7 +10,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import entropy, winner
-from experiments.settings import Range
+from experiments.components.settings import Range
 from experiments.store import IGNORE
 
 ingredient = Ingredient("ceal")

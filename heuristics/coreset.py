@@ -14,7 +14,7 @@ from sacred import Ingredient
 from experiments.acquisition import selection
 from experiments.acquisition.prediction import entropy
 from experiments.acquisition.ranking import shuffled
-from experiments.settings import Range
+from experiments.components.settings import Range
 from heuristics.random import draws
 
 ingredient = Ingredient("coreset")

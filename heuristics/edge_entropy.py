@@ -9,7 +9,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import entropy
-from experiments.settings import Range
+from experiments.components.settings import Range
 
 ingredient = Ingredient("edge_entropy")
 UNIT = "nats"

@@ -2,8 +2,8 @@
 
 from sacred import Ingredient
 
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.settings import Range
 
 ingredient = Ingredient("first")
 NEEDS_MODEL = False

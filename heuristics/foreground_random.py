@@ -10,7 +10,7 @@ from sacred import Ingredient
 
 from experiments.acquisition.prediction import winner
 from experiments.acquisition.selection import per_image
-from experiments.settings import Range
+from experiments.components.settings import Range
 from heuristics.random import draws
 
 ingredient = Ingredient("foreground_random")

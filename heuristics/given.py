@@ -3,7 +3,7 @@
 from sacred import Ingredient
 
 from experiments.errors import Refused
-from experiments.reading import read_text
+from experiments.store.reading import read_text
 
 ingredient = Ingredient("given")
 NEEDS_MODEL = False

@@ -9,8 +9,8 @@ from sacred import Ingredient
 from experiments.acquisition import selection
 from experiments.acquisition.ranking import ranking
 from experiments.components import load
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.settings import Range
 
 ingredient = Ingredient("hybrid")
 NAMES = {"diversity": "heuristic", "by": "heuristic"}

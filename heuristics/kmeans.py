@@ -11,8 +11,8 @@ import numpy as np
 from sacred import Ingredient
 
 from experiments.acquisition.ranking import shuffled
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.settings import Range
 
 ingredient = Ingredient("kmeans")
 NEEDS = ("features",)

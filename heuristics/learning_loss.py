@@ -9,7 +9,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.pool import pooled
-from experiments.settings import Range
+from experiments.components.settings import Range
 
 ingredient = Ingredient("learning_loss")
 NEEDS = ("features",)

@@ -9,7 +9,7 @@ well; here foreground is everything but class 0, and only pixels that all three 
 import numpy as np
 from sacred import Ingredient
 
-from experiments.settings import Range
+from experiments.components.settings import Range
 
 ingredient = Ingredient("mask_discrepancy")
 WEIGHTS = {(0, 1): 0.25, (0, 2): 0.20, (1, 2): 0.25}  # of 1 - Dice, as published

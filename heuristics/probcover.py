@@ -14,7 +14,7 @@ from sacred import Ingredient
 from tqdm import tqdm
 
 from experiments.acquisition.ranking import shuffled
-from experiments.settings import Range
+from experiments.components.settings import Range
 from heuristics.typiclust import clustered, unit_features
 
 ingredient = Ingredient("probcover")

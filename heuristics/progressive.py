@@ -13,7 +13,7 @@ from sacred import Ingredient
 
 from experiments.acquisition import selection
 from experiments.components import load
-from experiments.settings import Range
+from experiments.components.settings import Range
 from heuristics.batches import top
 from heuristics.hybrid import must_score
 from heuristics.simple_diversity import cosine, nearest

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments.settings import Range
+from experiments.components.settings import Range
 from heuristics.coreset import euclidean
 
 ingredient = Ingredient("simple_diversity")

@@ -10,8 +10,8 @@ from sacred import Ingredient
 
 from experiments.acquisition import selection
 from experiments.acquisition.ranking import ranking
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.settings import Range
 
 ingredient = Ingredient("specular")
 NEEDS_MODEL = False

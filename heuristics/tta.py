@@ -8,7 +8,7 @@ certain; here it has the mean of the views that saw it.
 
 from sacred import Ingredient
 
-from experiments.settings import Range
+from experiments.components.settings import Range
 from heuristics.alpha_mix import mix
 
 ingredient = Ingredient("tta")

@@ -8,8 +8,8 @@ from sacred import Ingredient
 
 from experiments.acquisition import selection
 from experiments.components import load
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.settings import Range
 from heuristics.batches import top
 from heuristics.hybrid import must_score
 

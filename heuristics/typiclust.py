@@ -14,7 +14,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.ranking import shuffled
-from experiments.settings import Range
+from experiments.components.settings import Range
 
 ingredient = Ingredient("typiclust")
 NEEDS = ("features",)

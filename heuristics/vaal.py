@@ -13,7 +13,7 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import floats
-from experiments.settings import Range
+from experiments.components.settings import Range
 
 ingredient = Ingredient("vaal")
 

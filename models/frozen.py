@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from experiments.components import load
+from experiments.components.settings import Range
 from experiments.errors import Refused
 from experiments.network.remembered import Remembered
-from experiments.settings import Range
 from experiments.store import RAM
 
 ingredient = Ingredient("frozen")

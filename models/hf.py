@@ -14,10 +14,10 @@ from sacred import Ingredient
 from torch import nn
 from torch.nn import functional
 
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.reading import MAX_WEIGHTS, read_text, regular
 from experiments.records.progress import say
-from experiments.settings import Range
+from experiments.store.reading import MAX_WEIGHTS, read_text, regular
 
 told = cache(say)  # build is called more than once in a run
 ingredient = Ingredient("hf")

@@ -15,9 +15,9 @@ import torch
 from sacred import Ingredient
 from torch import nn
 
+from experiments.components.settings import Range
 from experiments.errors import Refused
 from experiments.network import pretrained
-from experiments.settings import Range
 
 ingredient = Ingredient("lite")
 

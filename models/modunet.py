@@ -10,7 +10,7 @@ from sacred import Ingredient
 from torch import nn
 from torch.nn import functional
 
-from experiments.settings import Range
+from experiments.components.settings import Range
 
 ingredient = Ingredient("modunet")
 

@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from sacred import Ingredient
 from torch import nn
 
+from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.settings import Range
 
 ingredient = Ingredient("monai")
 

@@ -13,10 +13,10 @@ from sacred import Ingredient
 from torch import nn
 from torch.nn import functional
 
+from experiments.components.settings import Range
 from experiments.errors import Refused, hint, listed
 from experiments.network.checkpoint import hash_weights
-from experiments.reading import MAX_WEIGHTS, regular
-from experiments.settings import Range
+from experiments.store.reading import MAX_WEIGHTS, regular
 
 ingredient = Ingredient("smp")
 

@@ -8,7 +8,7 @@ import torch
 from sacred import Ingredient
 from torch import nn
 
-from experiments.settings import Range
+from experiments.components.settings import Range
 
 ingredient = Ingredient("unet")
 

@@ -24,8 +24,8 @@ ORDER = [
     ["experiments.network"],
     ["experiments.command_line.experiment"],
     ["experiments.components"],
-    ["experiments.command_line", "experiments.settings"],
-    ["experiments.errors", "experiments.randomness", "experiments.reading"],
+    ["experiments.command_line", "experiments.components.settings"],
+    ["experiments.errors", "experiments.randomness", "experiments.store.reading"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 # experiments/ reaches these by name alone; a run's own curve is drawn by analysis, imported when it is drawn

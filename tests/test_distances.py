@@ -11,11 +11,10 @@ from scipy.ndimage import binary_erosion, distance_transform_edt
 from torch import nn
 
 from analysis import runs
-from experiments import reading
 from experiments.components import defaults
 from experiments.errors import BadData, Refused
 from experiments.evaluation import evaluation, metrics
-from experiments.store import IGNORE, Item, Split, Store
+from experiments.store import IGNORE, Item, Split, Store, reading
 from experiments.training.trainer import make_ready
 
 FOREGROUND = slice(1, 255)

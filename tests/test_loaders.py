@@ -11,10 +11,9 @@ from conftest import ROOT
 from PIL import Image
 
 from data import _files, axon_myelin, camvid, camvid12, cityscapes, isic2017, mgd1k, voc2012
-from experiments import reading
 from experiments.components import defaults, written
 from experiments.errors import BadData, Refused
-from experiments.store import IGNORE, Store, decode
+from experiments.store import IGNORE, Store, decode, reading
 
 REAL = ROOT.parent / "shared" / "data"
 NAMES = "axon_myelin bdd100k camvid camvid12 cityscapes isic2017 mg203 mgd1k voc2012".split()

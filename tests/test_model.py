@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments.acquisition.prediction import pass_keys
-from experiments.components import defaults, load, names
+from experiments.components import configure, defaults, load, names
 from experiments.errors import Refused
 from experiments.network import checkpoint, ready
 from experiments.network.dropout import KeyedDropout, patch
@@ -139,8 +139,13 @@ def test_patching_keeps_the_weights_names():
 # ---- every model
 
 
+NAMED = {"frozen": {"lite": {"weights": "none", "width": 4}}}  # settings of what a model names
+
+
 def given(function, module, **more):
     """What a component's captured function gives for the file's own settings, and for `more`."""
+    for section, settings in NAMED.get(module.ingredient.path, {}).items():
+        configure(load("model", section), {section: settings})
     wanted = inspect.signature(function).parameters
     settings = defaults(module.ingredient) | more
     return function(**{name: value for name, value in settings.items() if name in wanted})

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.transform import EuclideanTransform, ProjectiveTransform, SimilarityTransform
 from skimage.transform import warp as warped
 
-from experiments import settings
+from experiments.components import settings
 from experiments.errors import Refused
 from experiments.store import IGNORE
 from experiments.training import operations

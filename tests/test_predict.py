@@ -16,7 +16,7 @@ from experiments.predict.__main__ import main
 from experiments.predict.opened import open_run, scaled, seen_size
 from experiments.predict.segment import Segmenter, answer
 from experiments.predict.tiles import blended, fades, spans
-from experiments.reading import pixels
+from experiments.store.reading import pixels
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 

@@ -11,10 +11,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from data import glas
-from experiments import reading
 from experiments.acquisition.predictor import Predictor
 from experiments.errors import BadData, Refused
 from experiments.records.ledger import Ledger
+from experiments.store import reading
 from heuristics import given
 
 

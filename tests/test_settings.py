@@ -10,9 +10,9 @@ import threading
 import pytest
 from conftest import ROOT
 
-from experiments import components, settings
+from experiments import components
 from experiments.command_line.address import of_option, without_credentials
-from experiments.components import FOLDERS, allowed, check_settings, defaults, load, names
+from experiments.components import FOLDERS, allowed, check_settings, defaults, load, names, settings
 from experiments.errors import Refused
 
 OBJECT = {"py/reduce": [{"py/function": "posix.system"}, {"py/tuple": ["touch ran"]}]}

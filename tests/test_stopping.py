@@ -176,7 +176,7 @@ def test_a_limit_of_open_files_is_not_the_images_fault(tmp_path):
         import resource, sys
         from PIL import PngImagePlugin
         from experiments.command_line import process
-        from experiments.reading import decode
+        from experiments.store.reading import decode
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
         try:
             decode(sys.argv[1], "PNG", "RGB")

@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import settings
 from experiments.command_line.words import literal
-from experiments.components import PATHS, allowed, defaults, load, names
+from experiments.components import PATHS, allowed, defaults, load, names, settings
 from experiments.errors import Refused, hint
 from experiments.randomness import generator
 from experiments.store import Splits

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from experiments.reading import AVERAGED, outlines
 from experiments.store import IGNORE
+from experiments.store.reading import AVERAGED, outlines
 
 CUT_OFF = 0.5  # share of 255 from which an image of 16 bits was read by cutting off what 8 cannot hold
 

@@ -13,7 +13,7 @@ from experiments.errors import Refused
 from experiments.network.checkpoint import load, refuse_not_finite, unpack
 from experiments.network.layers import layer_outputs
 from experiments.network.ready import members_of
-from experiments.reading import MAX_WEIGHTS, regular
+from experiments.store.reading import MAX_WEIGHTS, regular
 
 
 @dataclass

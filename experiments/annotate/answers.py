@@ -16,11 +16,11 @@ from PIL import Image
 
 from experiments.annotate.request import colour, name_of, named, png, size_asked
 from experiments.errors import BadData, Refused
-from experiments.reading import FORMATS, pixels, read_text
 from experiments.records.cells import meant
 from experiments.records.files import write
 from experiments.records.progress import say
 from experiments.store import IGNORE
+from experiments.store.reading import FORMATS, pixels, read_text
 
 LOSSLESS = sorted(ending for ending, kind in FORMATS.items() if kind in ("PNG", "BMP", "TIFF"))
 

@@ -19,8 +19,8 @@ import numpy as np
 from PIL import Image
 
 from experiments.acquisition import showing
-from experiments.reading import size as size_of
 from experiments.records.files import write
+from experiments.store.reading import size as size_of
 
 COLOURS = [(0, 0, 0), (230, 159, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0)]
 COLOURS += [(240, 228, 66), (123, 79, 163), (140, 86, 75), (23, 190, 207)]  # told apart without red and green

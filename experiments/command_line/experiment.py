@@ -18,7 +18,6 @@ from sacred import SETTINGS, Experiment, arg_parser, ingredient, initialize
 from sacred.dependencies import Source, get_digest
 from sacred.utils import apply_backspaces_and_linefeeds, convert_to_nested_dict, recursive_update
 
-from experiments import settings
 from experiments.command_line import words
 from experiments.command_line.address import UNKNOWN, of_option, without_credentials
 from experiments.command_line.process import drop_unwritable_output, refusal, signals_noted
@@ -31,6 +30,7 @@ from experiments.components import (
     defaults,
     load,
     names,
+    settings,
     source_files,
     written,
 )

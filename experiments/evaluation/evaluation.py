@@ -9,9 +9,9 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import pass_keys, predict, winner
+from experiments.components.settings import Range
 from experiments.errors import BadData, Refused
 from experiments.evaluation import metrics
-from experiments.settings import Range
 
 ingredient = Ingredient("evaluation")
 

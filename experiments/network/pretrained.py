@@ -6,7 +6,7 @@ from hashlib import file_digest
 import torch
 
 from experiments.errors import Refused
-from experiments.reading import MAX_WEIGHTS, regular
+from experiments.store.reading import MAX_WEIGHTS, regular
 
 # what reading bytes that are no weights may end in
 DAMAGED = (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError)

@@ -20,7 +20,7 @@ from experiments.errors import Refused
 from experiments.network.checkpoint import hash_weights
 from experiments.network.dropout import drops
 from experiments.network.layers import maps as maps_in
-from experiments.reading import MAX_WEIGHTS, regular
+from experiments.store.reading import MAX_WEIGHTS, regular
 
 NEAR = 1e-3  # how far from a whole number of 255ths a value may be to count as read from 8 bits
 

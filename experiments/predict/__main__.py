@@ -19,10 +19,10 @@ from experiments.components import load
 from experiments.errors import BadData, Refused
 from experiments.predict.opened import open_run, scaled, seen_size
 from experiments.predict.results import FORMATS, Results
-from experiments.reading import FORMATS as READABLE
-from experiments.reading import MAX_IMAGE, pages, regular
 from experiments.records.files import write
 from experiments.records.progress import say
+from experiments.store.reading import FORMATS as READABLE
+from experiments.store.reading import MAX_IMAGE, pages, regular
 
 WAITING = 256  # images that may wait for others of their size
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from experiments.command_line.process import unusable
 from experiments.errors import Refused
-from experiments.reading import read_text
 from experiments.records.cells import harmless, meant
 from experiments.records.files import append_line, write
+from experiments.store.reading import read_text
 
 FORMATS = ("png", "tif")
 HEAD = ["id", "file", "sha256", "width", "height", "uncertainty", "nearest", "distance", "suspicious"]

@@ -4,7 +4,7 @@ import numpy as np
 
 from experiments.acquisition import pictures
 from experiments.components import load
-from experiments.reading import pixels
+from experiments.store.reading import pixels
 
 SHOWN = 24  # images on the sheet
 

@@ -18,7 +18,6 @@ import numpy as np
 from experiments.command_line.process import unusable
 from experiments.errors import Refused
 from experiments.network.checkpoint import hash_weights, refuse_not_finite
-from experiments.reading import MAX_WEIGHTS, regular
 from experiments.records.chain import Chain
 from experiments.records.compare import (
     recorded,
@@ -28,6 +27,7 @@ from experiments.records.compare import (
     refuse_other_settings,
 )
 from experiments.records.files import append_line, write
+from experiments.store.reading import MAX_WEIGHTS, regular
 
 CEILING = {"label": "full", "initial": "first", "start": 1.0, "cycles": 0}  # what the command `full` changes
 

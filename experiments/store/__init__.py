@@ -35,7 +35,7 @@ from tqdm import tqdm
 from experiments.command_line.process import stop_if_asked
 from experiments.errors import BadData
 from experiments.network.device import at_once
-from experiments.reading import decode, refuse_averaged  # noqa: F401  a dataset file takes all it needs from here
+from experiments.store.reading import decode, refuse_averaged  # noqa: F401  a dataset file takes all it needs from here
 
 IGNORE = 255  # the mask value of pixels that no loss and no metric counts
 RAM = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments.settings import Range
+from experiments.components.settings import Range
 from experiments.store import IGNORE
 
 ingredient = Ingredient("augment")

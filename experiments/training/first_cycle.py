@@ -10,10 +10,10 @@ from pathlib import Path
 
 from experiments.errors import Refused
 from experiments.network import checkpoint
-from experiments.reading import MAX_TEXT, MAX_WEIGHTS, read_text, regular
 from experiments.records.compare import recorded
 from experiments.records.files import write
 from experiments.records.provenance import hash_sources
+from experiments.store.reading import MAX_TEXT, MAX_WEIGHTS, read_text, regular
 from experiments.training import weights
 
 LATER = {"heuristic", "batch", "label", "run", "query", "mc_iters", "pool_size", "study"}

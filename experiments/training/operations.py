@@ -8,10 +8,10 @@ and IGNORE in the mask. All but gamma, noise and colour are kornia's functions (
 import numpy as np
 import torch
 
-from experiments import settings
+from experiments.components import settings
+from experiments.components.settings import Range
 from experiments.errors import Refused, hint, listed
 from experiments.network.dropout import splitmix64
-from experiments.settings import Range
 from experiments.store import IGNORE
 from experiments.training import augment
 

@@ -11,7 +11,7 @@ from math import ceil
 from sacred import Ingredient
 
 from experiments.acquisition.ranking import ranking
-from experiments.settings import Range
+from experiments.components.settings import Range
 from heuristics.coreset import k_centre, row_by_row
 from heuristics.simple_diversity import cosine, isolation
 

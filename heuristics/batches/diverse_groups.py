@@ -9,7 +9,7 @@ import numpy as np
 from sacred import Ingredient
 
 from experiments.acquisition.ranking import ranking
-from experiments.settings import Range
+from experiments.components.settings import Range
 from heuristics.batches.stochastic import draw_groups
 from heuristics.simple_diversity import cosine, isolation
 

@@ -14,10 +14,10 @@ from pkgutil import iter_modules
 
 from sacred import Ingredient
 
-from experiments import settings
+from experiments.components import settings
 from experiments.errors import Refused, hint, listed, shown
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PRESETS = ROOT / "experiments" / "presets"
 FOLDERS = {
     "heuristic": "heuristics",
