@@ -10,10 +10,11 @@ from PIL import Image
 from torch import nn
 
 from experiments.acquisition.prediction import floats, pass_keys
-from experiments.components import configure, load
+from experiments.components import configure, load, names
 from experiments.errors import Refused
 from experiments.network import checkpoint, ready
 from experiments.network.inference import Network
+from experiments.network.layers import layer_outputs
 from experiments.network.remembered import Remembered, keep_in
 from experiments.store import Item, Split, Store
 from experiments.training import solve
@@ -212,12 +213,32 @@ def test_what_the_decoder_was_drawn_as_is_no_part_of_the_weights():
     assert remember(one).identity == remember(other).identity
 
 
-@pytest.mark.parametrize("encoder, channels", [("unet", 3), ("lite", 1)])
-def test_the_encoder_of_any_model_serves(encoder, channels):
-    model = build(encoder=encoder, channels=channels)
-    assert model.strides == [4, 8, 16, 32]
-    assert model(floats(images(channels=channels))).shape == (3, 2, 97, 131)
-    assert model(floats(images(1, (5, 1), channels))).shape == (1, 2, 5, 1)
+OTHERS = sorted(set(names("model")) - {"frozen"})
+
+
+@pytest.mark.parametrize("encoder", OTHERS)
+def test_any_models_encoder_serves_with_the_maps_that_it_gives_itself(encoder):
+    sections = SMALL | {"frozen": {"encoder": encoder, "width": 4}}
+    file = load("model", encoder)
+    configure(frozen, sections)
+    try:
+        file.check() if hasattr(file, "check") else None
+        torch.manual_seed(0)
+        model = ready.make_ready(frozen.build(channels=3, classes=2), frozen.MEAN, frozen.STD, CPU)[0].eval()
+        torch.manual_seed(0)
+        itself = ready.make_ready(file.build(channels=3, classes=2), file.MEAN, file.STD, CPU)[0].eval()
+    except Refused as refused:
+        pytest.skip(str(refused))
+    x = floats(images(1, (64, 96)))
+    with torch.no_grad(), layer_outputs(itself, file.LAYERS["encoder"]) as maps:
+        itself(x)
+        for ours, theirs in zip(model.encoder.compute(x), maps(), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+        assert model(floats(images(1, (33, 45)))).shape == (1, 2, 33, 45)
+
+
+def test_a_grey_image_of_five_pixels_is_an_image():
+    assert build(channels=1)(floats(images(1, (5, 1), 1))).shape == (1, 2, 5, 1)
 
 
 def linear(**settings):

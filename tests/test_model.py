@@ -144,8 +144,8 @@ NAMED = {"frozen": {"lite": {"weights": "none", "width": 4}}}  # settings of wha
 
 def given(function, module, **more):
     """What a component's captured function gives for the file's own settings, and for `more`."""
-    for section, settings in NAMED.get(module.ingredient.path, {}).items():
-        configure(load("model", section), {section: settings})
+    for section, others in NAMED.get(module.ingredient.path, {}).items():
+        configure(load("model", section), {section: others})
     wanted = inspect.signature(function).parameters
     settings = defaults(module.ingredient) | more
     return function(**{name: value for name, value in settings.items() if name in wanted})

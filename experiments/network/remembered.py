@@ -5,6 +5,7 @@ features, whoever asks: training, validation, testing or scoring. In a folder ea
 is a sha256 of the weights and of all that decides on the last bits.
 """
 
+import math
 import os
 from contextlib import suppress
 from hashlib import sha256
@@ -28,9 +29,9 @@ NEAR = 1e-3  # how far from a whole number of 255ths a value may be to count as 
 class Remembered(nn.Module):
     """The maps that the modules `paths` of `net` put out for images (B, channels, H, W) in [0, 1]: [(B, D, h, w), ...].
 
-    `net` sees an image normalised by `mean` and `std` and grown at its lower and right border to whole multiples of
-    `multiple`; the maps are cut to what covers the image, and `strides` says how many of its pixels a cell of each is.
-    Images are computed one by one, so that their features are the same bits in any company. Copies that have other
+    `strides` says how many pixels a side of a cell of each has. `net` sees an image normalised by `mean` and `std` and
+    grown at its lower and right border to whole multiples of `multiple` and of the strides; the maps are cut to what
+    covers the image. Images are computed one by one, so that their features are the same bits in any company. Copies that have other
     than 256 levels (turned by degrees, noisy) are computed each time, and so is all that comes when `memory` bytes are
     full. The network draws nothing, nothing of it is trained, and a checkpoint holds nothing of it.
     """
@@ -51,6 +52,7 @@ class Remembered(nn.Module):
         side = multiple * -(-64 // multiple)
         maps = self.compute(torch.zeros(1, channels, side, side))
         self.strides, self.widths = [side // m.shape[-1] for m in maps], [m.shape[1] for m in maps]
+        self.multiple = math.lcm(multiple, *self.strides)
         self.identity = hash_weights(in_use(net, maps))
         net.requires_grad_(False)
 
