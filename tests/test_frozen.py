@@ -13,6 +13,7 @@ from experiments.acquisition.prediction import floats, pass_keys
 from experiments.components import configure, load, names
 from experiments.errors import Refused
 from experiments.network import checkpoint, ready
+from experiments.network.dropout import patch
 from experiments.network.inference import Network
 from experiments.network.layers import layer_outputs
 from experiments.network.remembered import Remembered, keep_in
@@ -22,7 +23,7 @@ from models import frozen
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 CPU, PLACE = torch.device("cpu"), (0, "drawn", 1)
-SMALL = {"lite": {"weights": "none", "width": 4}}
+SMALL = {"lite": {"weights": "none", "width": 4}, "modunet": {"width": 4}, "monai": {"width": 4}, "unet": {"width": 2}}
 LITE = {"lite.weights": "none", "lite.width": 4}
 
 
@@ -152,13 +153,41 @@ def test_an_image_is_looked_at_once_and_has_the_same_features_in_any_company():
     assert sum(seen) == 9 and len(model.encoder.kept) == 6
 
 
-def test_nothing_is_kept_beyond_the_memory():
+def test_nothing_is_kept_beyond_the_memory(capsys):
     model = build()
     model.encoder.memory = 1
     seen = counted(model)
     for _ in range(2):
         model(floats(images()))
     assert len(model.encoder.kept) == 1 and len(seen) == 5
+    said = "1 images' features fill the memory for them: others are computed anew; to keep all, set cache_dir.\n"
+    assert capsys.readouterr().out == said
+
+
+def test_members_of_an_ensemble_keep_the_features_of_one_encoder_together():
+    pair = nn.ModuleList([build(), build()])
+    keep_in("", pair, CPU)
+    for model in pair:
+        model(floats(images()))
+    assert pair[0].encoder.kept is pair[1].encoder.kept and len(pair[0].encoder.kept) == 3
+
+
+def test_the_encoder_draws_nothing_under_any_name_of_its_dropout():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolve, self.drop = nn.Conv2d(3, 4, 1), nn.Dropout(0.5)
+            self.again, self.seen = self.drop, nn.Identity()
+
+        def forward(self, x):
+            return self.seen(self.again(self.drop(self.convolve(x))))
+
+    encoder = Remembered(Twice(), ["seen"], 3, [0.5], [0.5], 1, memory=1)
+    keys = patch(nn.Sequential(encoder))
+    x = floats(images(1))
+    plain = encoder.compute(x)[0]
+    keys.now = torch.tensor([1])
+    assert torch.equal(encoder.compute(x)[0], plain)
 
 
 def test_the_head_alone_is_trained_and_saved():

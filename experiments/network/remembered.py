@@ -31,17 +31,18 @@ class Remembered(nn.Module):
 
     `strides` says how many pixels a side of a cell of each has. `net` sees an image normalised by `mean` and `std` and
     grown at its lower and right border to whole multiples of `multiple` and of the strides; the maps are cut to what
-    covers the image. Images are computed one by one, so that their features are the same bits in any company. Copies that have other
-    than 256 levels (turned by degrees, noisy) are computed each time, and so is all that comes when `memory` bytes are
-    full. The network draws nothing, nothing of it is trained, and a checkpoint holds nothing of it.
+    covers the image. Images are computed one by one, so that their features are the same bits in any company. Copies
+    that have other than 256 levels (turned by degrees, noisy) are computed each time, and so is all that comes when
+    `memory` bytes are full. The network draws nothing, nothing of it is trained, and a checkpoint holds nothing of it.
     """
 
     def __init__(self, net, paths, channels, mean, std, multiple, memory):
         super().__init__()
-        for path, module in list(net.named_modules()):
+        for path, module in list(net.named_modules(remove_duplicate=False)):
             if path and drops(module)[0]:
                 net.set_submodule(path, nn.Identity())
-        self.net, self.paths, self.multiple, self.memory = net, paths, multiple, memory
+        self.net, self.paths = net.requires_grad_(True), paths
+        self.multiple, self.memory = multiple, memory
         for module in list(self.modules()):
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module.register_buffer(name, buffer, persistent=False)
@@ -78,9 +79,16 @@ class Remembered(nn.Module):
             maps = self.read(name, image) or self.write(name, [m.half() for m in self.compute(levels / 255)])
             if not all(m.isfinite().all() for m in maps):
                 raise Refused("The encoder's features of an image are too large for half precision, or no numbers.")
-            if self.kept.bytes > self.memory:
-                return maps
-            self.kept[name] = maps
+            if self.kept.bytes <= self.memory:
+                self.kept[name] = maps
+            elif not self.kept.full:
+                self.kept.full = True
+                found = "read from" if self.folder else "computed anew; to keep all, set"
+                print(
+                    f"{len(self.kept)} images' features fill the memory for them: others are {found} cache_dir.",
+                    flush=True,
+                )
+            return maps
         return self.kept[name]
 
     def read(self, name, image):
@@ -130,7 +138,7 @@ class Remembered(nn.Module):
 class Kept(dict):
     """{name of an image: its maps}, one for all copies of a network: what is frozen is the same in each."""
 
-    bytes = 0
+    bytes, full = 0, False
 
     def __setitem__(self, name, maps):
         super().__setitem__(name, maps)
@@ -182,6 +190,8 @@ def keep_in(folder, model, device):
     together = {}
     for module in (module for module in model.modules() if isinstance(module, Remembered)):
         module.kept = together.setdefault(module.identity, module.kept)
+        if device.type == "cuda":
+            module.memory = min(module.memory, torch.cuda.mem_get_info(device)[0] // 4)
         if folder:
             cpu = torch.backends.cpu.get_cpu_capability()
             made = module.identity, torch.__version__, device.type, cpu, torch.get_num_threads()
