@@ -263,7 +263,10 @@ def test_any_models_encoder_serves_with_the_maps_that_it_gives_itself(encoder):
         itself(x)
         for ours, theirs in zip(model.encoder.compute(x), maps(), strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-        assert model(floats(images(1, (33, 45)))).shape == (1, 2, 33, 45)
+    for paths in frozen.LAYERS.values():
+        with torch.no_grad(), layer_outputs(model, paths) as maps:
+            assert model(floats(images(1, (33, 45)))).shape == (1, 2, 33, 45)
+            assert all(len(made) == 1 for made in maps())
 
 
 def test_a_grey_image_of_five_pixels_is_an_image():
