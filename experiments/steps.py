@@ -193,7 +193,8 @@ def print_summary(config, run, components, splits, test, classes, made):
     if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
         say(f"This is a small budget; the published one is `with {config['dataset']}`.")
     if weights.whole(components["model"]):
-        say(f"{config['model']} keeps features of whole images: no crops, and of augment only flip and rotate.")
+        left = "no augmentation" if needs.solved(components["model"]) else "of augment only flip and rotate"
+        say(f"{config['model']} keeps features of whole images: no crops, and {left}.")
     if getattr(components["heuristic"], "JOINT", False):
         say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
     if test:

@@ -28,7 +28,7 @@ LAYERS = {
     "encoder": "encoder",
     "bottleneck": "deepest",
     "decoder": "body",
-    "scales": ["narrow.0", "narrow.1", "narrow.2", "narrow.3", "body"],
+    "scales": ["narrow", "body"],
 }
 MAPS = 4  # of the encoder's, from the deepest up
 
@@ -114,19 +114,25 @@ class Frozen(nn.Module):
         return [grown(m, factor)[..., :rows, :columns] for m, factor in zip(maps, factors, strict=True)]
 
 
+class Each(nn.ModuleList):
+    """A module for each of several maps."""
+
+    def forward(self, maps):
+        return [module(m) for module, m in zip(self, maps, strict=True)]
+
+
 class Light(Frozen):
     def __init__(self, encoder, classes, p, width):
         super().__init__(encoder, classes)
         together = len(self.widths) * width
-        self.narrow = nn.ModuleList(nn.Conv2d(wide, width, 1) for wide in self.widths)
+        self.narrow = Each(nn.Conv2d(wide, width, 1) for wide in self.widths)
         self.body = nn.Sequential(
             nn.Conv2d(together, 2 * width, 3, padding=1, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU(inplace=True)
         )
         self.drop, self.head = nn.Dropout(p), nn.Conv2d(2 * width, classes, 1)
 
     def coarse(self, maps):
-        narrowed = [narrow(m) for narrow, m in zip(self.narrow, maps, strict=True)]
-        return self.head(self.drop(self.body(torch.cat(self.beside(narrowed), 1))))
+        return self.head(self.drop(self.body(torch.cat(self.beside(self.narrow(maps)), 1))))
 
 
 class Linear(Frozen):
@@ -134,15 +140,13 @@ class Linear(Frozen):
 
     def __init__(self, encoder, classes, p):
         super().__init__(encoder, classes)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(wide, affine=False) for wide in self.widths)
-        self.drops = nn.ModuleList(nn.Dropout(p) for _ in self.widths)
-        self.narrow = nn.ModuleList(nn.Conv2d(wide, classes, 1, bias=k == 0) for k, wide in enumerate(self.widths))
+        self.norms = Each(nn.BatchNorm2d(wide, affine=False) for wide in self.widths)
+        self.drops = Each(nn.Dropout(p) for _ in self.widths)
+        self.narrow = Each(nn.Conv2d(wide, classes, 1, bias=k == 0) for k, wide in enumerate(self.widths))
         self.body = nn.Identity()
 
     def coarse(self, maps):
-        parts = zip(self.norms, self.drops, self.narrow, maps, strict=True)
-        shares = [narrow(drop(norm(m))) for norm, drop, narrow, m in parts]
-        return self.body(sum(self.beside(shares)))
+        return self.body(sum(self.beside(self.narrow(self.drops(self.norms(maps))))))
 
     @torch.no_grad()
     def standardise(self, batches):

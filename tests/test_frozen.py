@@ -10,10 +10,12 @@ from PIL import Image
 from torch import nn
 
 from experiments.acquisition.prediction import floats, pass_keys
-from experiments.components import configure, load
+from experiments.components import configure, load, names
 from experiments.errors import Refused
 from experiments.network import checkpoint, ready
+from experiments.network.dropout import patch
 from experiments.network.inference import Network
+from experiments.network.layers import layer_outputs
 from experiments.network.remembered import Remembered, keep_in
 from experiments.store import Item, Split, Store
 from experiments.training import solve
@@ -21,7 +23,7 @@ from models import frozen
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 CPU, PLACE = torch.device("cpu"), (0, "drawn", 1)
-SMALL = {"lite": {"weights": "none", "width": 4}}
+SMALL = {"lite": {"weights": "none", "width": 4}, "modunet": {"width": 4}, "monai": {"width": 4}, "unet": {"width": 2}}
 LITE = {"lite.weights": "none", "lite.width": 4}
 
 
@@ -151,13 +153,41 @@ def test_an_image_is_looked_at_once_and_has_the_same_features_in_any_company():
     assert sum(seen) == 9 and len(model.encoder.kept) == 6
 
 
-def test_nothing_is_kept_beyond_the_memory():
+def test_nothing_is_kept_beyond_the_memory(capsys):
     model = build()
     model.encoder.memory = 1
     seen = counted(model)
     for _ in range(2):
         model(floats(images()))
     assert len(model.encoder.kept) == 1 and len(seen) == 5
+    said = "1 images' features fill the memory for them: others are computed anew; to keep all, set cache_dir.\n"
+    assert capsys.readouterr().out == said
+
+
+def test_members_of_an_ensemble_keep_the_features_of_one_encoder_together():
+    pair = nn.ModuleList([build(), build()])
+    keep_in("", pair, CPU)
+    for model in pair:
+        model(floats(images()))
+    assert pair[0].encoder.kept is pair[1].encoder.kept and len(pair[0].encoder.kept) == 3
+
+
+def test_the_encoder_draws_nothing_under_any_name_of_its_dropout():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolve, self.drop = nn.Conv2d(3, 4, 1), nn.Dropout(0.5)
+            self.again, self.seen = self.drop, nn.Identity()
+
+        def forward(self, x):
+            return self.seen(self.again(self.drop(self.convolve(x))))
+
+    encoder = Remembered(Twice(), ["seen"], 3, [0.5], [0.5], 1, memory=1)
+    keys = patch(nn.Sequential(encoder))
+    x = floats(images(1))
+    plain = encoder.compute(x)[0]
+    keys.now = torch.tensor([1])
+    assert torch.equal(encoder.compute(x)[0], plain)
 
 
 def test_the_head_alone_is_trained_and_saved():
@@ -212,12 +242,35 @@ def test_what_the_decoder_was_drawn_as_is_no_part_of_the_weights():
     assert remember(one).identity == remember(other).identity
 
 
-@pytest.mark.parametrize("encoder, channels", [("unet", 3), ("lite", 1)])
-def test_the_encoder_of_any_model_serves(encoder, channels):
-    model = build(encoder=encoder, channels=channels)
-    assert model.strides == [4, 8, 16, 32]
-    assert model(floats(images(channels=channels))).shape == (3, 2, 97, 131)
-    assert model(floats(images(1, (5, 1), channels))).shape == (1, 2, 5, 1)
+OTHERS = sorted(set(names("model")) - {"frozen"})
+
+
+@pytest.mark.parametrize("encoder", OTHERS)
+def test_any_models_encoder_serves_with_the_maps_that_it_gives_itself(encoder):
+    sections = SMALL | {"frozen": {"encoder": encoder, "width": 4}}
+    file = load("model", encoder)
+    configure(frozen, sections)
+    try:
+        file.check() if hasattr(file, "check") else None
+        torch.manual_seed(0)
+        model = ready.make_ready(frozen.build(channels=3, classes=2), frozen.MEAN, frozen.STD, CPU)[0].eval()
+        torch.manual_seed(0)
+        itself = ready.make_ready(file.build(channels=3, classes=2), file.MEAN, file.STD, CPU)[0].eval()
+    except Refused as refused:
+        pytest.skip(str(refused))
+    x = floats(images(1, (64, 96)))
+    with torch.no_grad(), layer_outputs(itself, file.LAYERS["encoder"]) as maps:
+        itself(x)
+        for ours, theirs in zip(model.encoder.compute(x), maps(), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    for paths in frozen.LAYERS.values():
+        with torch.no_grad(), layer_outputs(model, paths) as maps:
+            assert model(floats(images(1, (33, 45)))).shape == (1, 2, 33, 45)
+            assert all(len(made) == 1 for made in maps())
+
+
+def test_a_grey_image_of_five_pixels_is_an_image():
+    assert build(channels=1)(floats(images(1, (5, 1), 1))).shape == (1, 2, 5, 1)
 
 
 def linear(**settings):

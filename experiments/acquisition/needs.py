@@ -30,7 +30,7 @@ def check(config, parts, splits):
     """Raise Refused if a chosen component needs what this model or these Splits have not."""
     model = parts["model"]
     given = model.has() if hasattr(model, "has") else has(model)
-    if hasattr(parts["heuristic"], "prepare") and hasattr(model, "solved") and model.solved():
+    if hasattr(parts["heuristic"], "prepare") and solved(model):
         who = f"heuristic={config['heuristic']} takes part in training steps"
         raise Refused(f"{who}, and with these settings model={config['model']} has none: change them, or the strategy.")
     present = {
@@ -69,6 +69,11 @@ def wanted(entry, part, initial, blind=False):
     if entry == "heuristic" and getattr(initial, "EMPTY", False) and getattr(part, "NEEDS_MODEL", True):
         return [*needs, "pretrained"]
     return needs
+
+
+def solved(model):
+    """Whether a model's file says that its settings leave no training in steps."""
+    return hasattr(model, "solved") and model.solved()
 
 
 def has(part):

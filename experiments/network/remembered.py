@@ -5,6 +5,7 @@ features, whoever asks: training, validation, testing or scoring. In a folder ea
 is a sha256 of the weights and of all that decides on the last bits.
 """
 
+import math
 import os
 from contextlib import suppress
 from hashlib import sha256
@@ -28,19 +29,20 @@ NEAR = 1e-3  # how far from a whole number of 255ths a value may be to count as 
 class Remembered(nn.Module):
     """The maps that the modules `paths` of `net` put out for images (B, channels, H, W) in [0, 1]: [(B, D, h, w), ...].
 
-    `net` sees an image normalised by `mean` and `std` and grown at its lower and right border to whole multiples of
-    `multiple`; the maps are cut to what covers the image, and `strides` says how many of its pixels a cell of each is.
-    Images are computed one by one, so that their features are the same bits in any company. Copies that have other
-    than 256 levels (turned by degrees, noisy) are computed each time, and so is all that comes when `memory` bytes are
-    full. The network draws nothing, nothing of it is trained, and a checkpoint holds nothing of it.
+    `strides` says how many pixels a side of a cell of each has. `net` sees an image normalised by `mean` and `std` and
+    grown at its lower and right border to whole multiples of `multiple` and of the strides; the maps are cut to what
+    covers the image. Images are computed one by one, so that their features are the same bits in any company. Copies
+    that have other than 256 levels (turned by degrees, noisy) are computed each time, and so is all that comes when
+    `memory` bytes are full. The network draws nothing, nothing of it is trained, and a checkpoint holds nothing of it.
     """
 
     def __init__(self, net, paths, channels, mean, std, multiple, memory):
         super().__init__()
-        for path, module in list(net.named_modules()):
+        for path, module in list(net.named_modules(remove_duplicate=False)):
             if path and drops(module)[0]:
                 net.set_submodule(path, nn.Identity())
-        self.net, self.paths, self.multiple, self.memory = net, paths, multiple, memory
+        self.net, self.paths = net.requires_grad_(True), paths
+        self.multiple, self.memory = multiple, memory
         for module in list(self.modules()):
             for name, buffer in list(module.named_buffers(recurse=False)):
                 module.register_buffer(name, buffer, persistent=False)
@@ -51,6 +53,7 @@ class Remembered(nn.Module):
         side = multiple * -(-64 // multiple)
         maps = self.compute(torch.zeros(1, channels, side, side))
         self.strides, self.widths = [side // m.shape[-1] for m in maps], [m.shape[1] for m in maps]
+        self.multiple = math.lcm(multiple, *self.strides)
         self.identity = hash_weights(in_use(net, maps))
         net.requires_grad_(False)
 
@@ -76,9 +79,16 @@ class Remembered(nn.Module):
             maps = self.read(name, image) or self.write(name, [m.half() for m in self.compute(levels / 255)])
             if not all(m.isfinite().all() for m in maps):
                 raise Refused("The encoder's features of an image are too large for half precision, or no numbers.")
-            if self.kept.bytes > self.memory:
-                return maps
-            self.kept[name] = maps
+            if self.kept.bytes <= self.memory:
+                self.kept[name] = maps
+            elif not self.kept.full:
+                self.kept.full = True
+                found = "read from" if self.folder else "computed anew; to keep all, set"
+                print(
+                    f"{len(self.kept)} images' features fill the memory for them: others are {found} cache_dir.",
+                    flush=True,
+                )
+            return maps
         return self.kept[name]
 
     def read(self, name, image):
@@ -128,7 +138,7 @@ class Remembered(nn.Module):
 class Kept(dict):
     """{name of an image: its maps}, one for all copies of a network: what is frozen is the same in each."""
 
-    bytes = 0
+    bytes, full = 0, False
 
     def __setitem__(self, name, maps):
         super().__setitem__(name, maps)
@@ -180,6 +190,8 @@ def keep_in(folder, model, device):
     together = {}
     for module in (module for module in model.modules() if isinstance(module, Remembered)):
         module.kept = together.setdefault(module.identity, module.kept)
+        if device.type == "cuda":
+            module.memory = min(module.memory, torch.cuda.mem_get_info(device)[0] // 4)
         if folder:
             cpu = torch.backends.cpu.get_cpu_capability()
             made = module.identity, torch.__version__, device.type, cpu, torch.get_num_threads()
