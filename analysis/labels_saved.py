@@ -48,7 +48,8 @@ def saved(budget, method, baseline, repeats=2000, alpha=0.05, seed=0):
 def compare(frame, baseline="random", metric="test.dice", minutes=0.0):
     """One row for each method of one dataset: COLUMNS, in images, and in the text in minutes at `minutes` an image.
 
-    Pairs are runs measured at the images at which most of the baseline's were. NaN for fewer than two pairs.
+    Pairs are runs measured at the images at which most of the baseline's were. NaN for fewer than two pairs, and where
+    the final value is never reached.
     """
     ends = statistics.endpoints(frame, metric)
     grid = statistics.usual_grid(ends, baseline)
@@ -65,7 +66,8 @@ def compare(frame, baseline="random", metric="test.dice", minutes=0.0):
                 for name in (label, baseline)
             ]
             numbers = saved(grid, *curves)
-            row |= dict(zip(COLUMNS[1:4], numbers, strict=True), saved_text=said(*numbers, minutes))
+            finite = np.where(np.isfinite(numbers), numbers, np.nan)
+            row |= dict(zip(COLUMNS[1:4], finite, strict=True), saved_text=said(*numbers, minutes))
         rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
 

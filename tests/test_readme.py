@@ -18,7 +18,7 @@ from experiments.components import ROOT
 COMMAND = re.compile(r"^    ((?:make|python|pip|for|\.|\.venv/bin/\w+) .*)$", re.M)
 # what needs a browser, a database, a GPU's index or the gate itself: the first two have tests of their own
 DATA = {"with glas ": "GlaS", "axon_myelin_small": "AxonMyelinSEM"}  # what a line needs: its folder there
-LONG = ("for run in", "analysis.statistics", "axon_myelin_small", "with glas cpu", "experiments.benchmark score")
+LONG = ("experiments.study", "analysis.statistics", "axon_myelin_small", "with glas cpu", "experiments.benchmark score")
 ELSEWHERE = ("make omniboard", "mongodb://", "pip install --force-reinstall", "make test", "make PYTHON")
 
 

@@ -7,6 +7,10 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ledger_bytes
+from conftest import ROOT, ledger_bytes
 from PIL import Image
 from sacred.arg_parser import get_config_updates
 
@@ -505,3 +509,77 @@ def test_a_run_before_its_first_test_is_no_study(tmp_path):
         book.append("start", queries=[], classes=["a", "b"], test=[])
     with pytest.raises(Refused, match="before its first test"):
         report(tmp_path)
+
+
+def test_labels_saved_stand_beside_a_verdict_and_nowhere_else(tmp_path):
+    noise = np.random.default_rng(0).normal(0, 0.004, (6, 3))
+    for run in range(6):
+        make(tmp_path, "random", run, [0.5, 0.6, 0.7])
+        make(tmp_path, "bald", run, np.array([0.5, 0.7, 0.72]) + noise[run] * [0, 1, 1])
+        make(tmp_path, "other", run, np.array([0.5, 0.6, 0.7]) + noise[run][::-1] * [0, 1, 1])
+    page, tables = report(tmp_path)
+    saved = tables["verdicts_1.csv"].set_index("label")
+    assert saved.loc["bald", "verdict"] == "better" and 1.5 < saved.loc["bald", "saved"] < 2.5
+    assert page.count("images saved (") == 1 and saved.loc["bald", "saved_text"] in page
+
+
+def test_a_study_that_grew_until_it_was_decided_is_judged_by_its_design(tmp_path):
+    """The p of a single test, which says too much then, is nowhere."""
+    for run, more in enumerate([0.03, 0.01, 0.05, 0.02]):  # p = .049
+        make(tmp_path, "random", run, [0.5, 0.6])
+        make(tmp_path, "bald", run, [0.5, 0.6 + more])
+    _, tables = report(tmp_path)
+    assert tables["verdicts_1.csv"].set_index("label").loc["bald", "verdict"] == "better"
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "0.yaml").write_text("until: decided\nmost: 30\nrun: [0, 1, 2]\n")
+    page, tables = report(tmp_path)
+    grown = tables["verdicts_1.csv"].set_index("label").loc["bald"]
+    assert grown["verdict"] == "undecided" and grown["more_runs"] == 26 and np.isnan(grown["p_holm"])
+    assert "p values of single tests" in page
+
+
+def test_comparisons_of_a_study_stand_apart(tmp_path):
+    """By the settings that their folders are named for; runs of one name in two folders are no clash then."""
+    for lr in ("0.1", "0.01"):
+        for label in ("random", "bald"):
+            for run in range(3):
+                make(tmp_path / f"dataset=phantom,trainer.lr={lr}", label, run, [0.5, 0.6 + float(lr)])
+    page, tables = report(tmp_path)
+    assert {"verdicts_1.csv", "verdicts_2.csv"} < tables.keys()
+    assert "phantom, trainer.lr=0.1: what was found" in page and "All datasets" in page
+
+
+def test_methods_are_ranked_from_six_datasets_on(tmp_path):
+    for number in range(6):
+        for label, more in (("random", 0), ("bald", 0.02), ("other", 0.01)):
+            for run in range(3):
+                curve = [0.5, 0.6 + more + 0.001 * run * (number + 1)]
+                make(tmp_path / str(number), label, run, curve, dataset=f"set_{number}")
+        if number >= 4:
+            page, _ = report(tmp_path)
+            assert ("Mean ranks over" in page) == (number == 5)
+    assert "bald 1.00, other 2.00, random 3.00" in page
+
+
+def test_a_page_follows_a_study(tmp_path):
+    """A process that watches writes the page anew when a run gets further; a browser is told to load it again."""
+    results, page = tmp_path / "results", tmp_path / "page.html"
+    make(results, "random", 0, [0.5, 0.6])
+    line = [sys.executable, "-W", "ignore", "-m", "analysis.report", str(results), "-o", str(page), "--watch", "1"]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        try:
+            seen(page, "random")
+            assert '<meta http-equiv="refresh" content="1">' in page.read_text()
+            make(results, "bald", 0, [0.5, 0.6])
+            seen(page, "bald")
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+    assert "refresh" not in report(results)[0]
+
+
+def seen(page, word):
+    deadline = time.monotonic() + 60
+    while not (page.exists() and word in page.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

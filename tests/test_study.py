@@ -9,6 +9,7 @@ import os
 import pty
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -172,22 +173,22 @@ def test_strategies_that_train_too_have_a_first_cycle_of_their_own(smoke, tmp_pa
     assert kept(tmp_path / "one") == kept(tmp_path / "two")
 
 
-@pytest.mark.parametrize("file", ["json", "safetensors"])
-def test_a_damaged_first_cycle_is_trained_again(smoke, tmp_path, file, undisturbed):
+def test_a_damaged_first_cycle_is_trained_again(smoke, tmp_path, undisturbed):
     shared = tmp_path / "shared"
     smoke(to="one", heuristic="random", shared_dir=str(shared))
-    [path] = shared.glob(f"*.{file}")
-    path.write_bytes(path.read_bytes()[:-9])
-    smoke(to="two", shared_dir=str(shared))
-    assert kept(tmp_path / "two") == kept(undisturbed)
+    for file in ("json", "safetensors"):
+        [path] = shared.glob(f"*.{file}")
+        path.write_bytes(path.read_bytes()[:-9])
+        smoke(to=file, shared_dir=str(shared))
+        assert kept(tmp_path / file) == kept(undisturbed)
 
 
 def test_a_first_cycle_of_other_settings_is_not_taken_over(smoke, tmp_path):
     shared = str(tmp_path / "shared")
     smoke(to="one", heuristic="random", shared_dir=shared)
-    for number, other in enumerate([{"trainer.lr": 0.001}, {"evaluation.passes": 2}, {"seed": 7}, {"start": 3}]):
+    for number, other in enumerate([{"trainer.lr": 0.001}, {"evaluation.passes": 2}, {"start": 3}]):
         smoke(to=f"other {number}", shared_dir=shared, cycles=0, **other)
-    assert len(list((tmp_path / "shared").glob("*.json"))) == 5
+    assert len(list((tmp_path / "shared").glob("*.json"))) == 4
 
 
 def test_again_there_is_nothing_to_do(whole, study):
@@ -285,6 +286,21 @@ def test_a_signal_is_passed_on_and_a_failed_run_stops_nobody(whole, study, tmp_p
     left_out = [name for name in kept(whole[0]) if name.startswith("bald_1")]
     expected = {name: data for name, data in kept(whole[0]).items() if name not in left_out}
     assert {name: data for name, data in kept(tmp_path).items() if not name.startswith("bald_1")} == expected
+
+
+def test_a_damaged_ledger_stops_nobody_and_is_named(whole, study, tmp_path):
+    results = shutil.copytree(whole[0], tmp_path / "results")
+    ledger = results / "random_1" / "ledger.jsonl"
+    ledger.write_bytes(ledger.read_bytes().replace(b'"images": 2', b'"images": 3'))
+    out = study(results).ended(1)
+    assert "4 runs, 3 of them done." in out and "Two runs are needed" in out
+    assert "random 1 failed" in out.splitlines()[-1] and "ledger.jsonl is damaged in line" in out.splitlines()[-1]
+
+
+def test_other_settings_in_the_same_folder_are_refused_at_once(whole, study, tmp_path):
+    before = kept(whole[0])
+    out = study(whole[0], **{"trainer.lr": 0.1}).ended(1)
+    assert "holds a run of another configuration (trainer.lr 0.004 -> 0.1)" in out and kept(whole[0]) == before
 
 
 @pytest.mark.parametrize("point, who", LONG)

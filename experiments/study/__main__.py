@@ -91,7 +91,7 @@ def main(words):
         progress.cells = [cell for cell in cells if cell in progress.cells or cell in chosen]
         say(f"{len(progress.cells)} runs, {sum(cell.folder in done for cell in progress.cells)} of them done.")
         do(progress, place, parts, slots, lifeline)
-        chosen = looks.next_look(cells, progress, study, lifeline) if growing else []
+        chosen = looks.next_look(cells, progress, study, undecided(study, lifeline)) if growing else []
     changed = progress.cpu > 0
     if changed:
         ended = sum(cell.folder in progress.done for cell in progress.cells)
@@ -132,6 +132,13 @@ def tell(cells, done, parts, jobs, lifeline):
         print("\n".join(said))
         print(f"About {duration(seconds / jobs)} with {jobs} at once, where nothing else is at work.", flush=True)
     return 0
+
+
+def undecided(study, lifeline):
+    """A function of cells that gives the methods which they do not decide, found in a process of its own."""
+    from experiments.study import ending  # matplotlib and pandas take seconds to import
+
+    return lambda cells: answer(lambda: ending.undecided(cells, study), lifeline)
 
 
 def finish(cells, study, results, report, changed, lifeline):

@@ -1,7 +1,5 @@
 """Runs that are added until each method is decided: which ones, by the looks of the sequential design."""
 
-from experiments.study.forked import answer
-
 
 def design(study):
     """The looks at which a study that goes on until it is decided is judged."""
@@ -28,16 +26,17 @@ def of_looks(cells, study, n, methods=None):
     return [cell for cell in cells if cell.run in runs and (methods is None or (cell.results, cell.label) in methods)]
 
 
-def next_look(cells, progress, study, lifeline):
-    """The cells to add: of each comparison the undecided methods, and what they are compared with; [] at the end."""
-    from experiments.study.ending import undecided
+def next_look(cells, progress, study, undecided):
+    """The cells to add: of each comparison the undecided methods, and what they are compared with; [] at the end.
 
+    `undecided(cells)` are the methods of one comparison that its runs so far do not decide.
+    """
     baseline, looks, chosen = study.get("baseline", "random"), design(study).looks, []
     for folder in dict.fromkeys(cell.results for cell in cells):
         own = [cell for cell in progress.cells if cell.results == folder]
         made = sum(cell.label == baseline for cell in own)
         further = [n for n in looks if n > made]
-        open_methods = answer(lambda own=own: undecided(own, study), lifeline) if further else []
+        open_methods = undecided(own) if further else []
         if open_methods:
             methods = {(folder, label) for label in [baseline, *open_methods]}
             chosen += [cell for cell in of_looks(cells, study, further[0], methods) if cell not in progress.cells]

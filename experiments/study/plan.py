@@ -6,6 +6,7 @@ from pathlib import Path
 
 import active
 from experiments.command_line.process import unusable
+from experiments.errors import Refused
 from experiments.records.compare import refuse_other_settings
 from experiments.records.files import write
 from experiments.records.ledger import read
@@ -39,7 +40,10 @@ def planned(study, results, more, lifeline):
 
 def refuse_other(cell):
     """Raise Refused where the cell's folder holds a run of other settings."""
-    events = read(cell.folder)
+    try:
+        events = read(cell.folder)
+    except Refused:  # damaged: its run says so, and stops no other
+        return
     if events:
         usual, anyway = active.ex.usual(), cell.settings["resume"] == "anyway"
         refuse_other_settings(cell.folder, events[0]["settings"], cell.settings, usual, anyway)

@@ -9,6 +9,7 @@ import numpy as np
 from experiments.records.progress import duration, say
 
 EVERY = 1.0  # seconds between two looks at the curves
+QUIET = 300  # seconds without a line in a log, after which one says how far the study is
 
 
 @contextmanager
@@ -22,11 +23,16 @@ def shown(cells, done):
         with Live(auto_refresh=False, transient=True) as live:
             yield lambda progress: clock.due() and live.update(table(progress, clock), refresh=True)
         return
-    ended = set(done)
+    ended, said = set(done), [monotonic()]
 
     def lines(progress):
+        if monotonic() > said[0] + QUIET:
+            said[0] = monotonic()
+            clock.look(progress)
+            say(summary(progress) + clock.left())
         for folder in [*progress.done - ended, *progress.failed.keys() - ended]:
             ended.add(folder)
+            said[0] = monotonic()
             cell = next(cell for cell in cells if cell.folder == folder)
             what = f"failed: {progress.failed[folder][1]}" if folder in progress.failed else last(cell)
             clock.look(progress)

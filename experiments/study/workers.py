@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import monotonic, sleep
 
 from experiments.command_line.process import stop_if_asked, unusable
-from experiments.errors import Terminated
+from experiments.errors import Refused, Terminated
 from experiments.records.files import hold, release
 from experiments.records.ledger import finished
 from experiments.records.stored_records import completed
@@ -45,7 +45,10 @@ class Progress:
 
 def is_done(cell):
     """Whether nothing is left to do for this cell: every evaluation is in its ledger and the end in its record."""
-    return finished(cell.folder, cell.cycles) and completed(cell.folder) is not None
+    try:
+        return finished(cell.folder, cell.cycles) and completed(cell.folder) is not None
+    except Refused:  # a damaged ledger, of which the run itself says what is wrong
+        return False
 
 
 def work(progress, run, place, lifeline, slots, show=lambda progress: None):

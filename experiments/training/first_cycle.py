@@ -11,7 +11,7 @@ from pathlib import Path
 from experiments.errors import Refused
 from experiments.network import checkpoint
 from experiments.records.compare import recorded
-from experiments.records.files import write
+from experiments.records.files import hold, release, write
 from experiments.records.provenance import hash_sources
 from experiments.store.reading import MAX_TEXT, MAX_WEIGHTS, read_text, regular
 from experiments.training import weights
@@ -72,8 +72,11 @@ def leave(state, key, values, saved, digest):
     place = Path(state.config["shared_dir"], key)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.items()}
-        write(place.with_suffix(".safetensors"), save(tensors))
-        write(place.with_suffix(".json"), text.encode())
+        held = hold(place.with_suffix(".lock"))
+        if held:  # else another run is writing the same
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in saved.items()}
+            write(place.with_suffix(".safetensors"), save(tensors))
+            write(place.with_suffix(".json"), text.encode())
+            release(place.with_suffix(".lock"), held)
     except (OSError, Refused) as error:
         state.progress.line(f"The first cycle is not shared ({error}).")
