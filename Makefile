@@ -44,7 +44,8 @@ test: $(VENV)/ready-dev lint test-smp
 	$(VENV)/bin/python -m pytest -q -rs --durations=8 -n auto --dist loadfile
 
 test-smp: $(VENV)-smp/ready
-	$(VENV)-smp/bin/python -m pytest -q -n 2 --dist loadfile -k smp tests/test_smp.py tests/test_model.py
+	$(VENV)-smp/bin/python -m pytest -q -n 2 --dist loadfile -k "smp or segal_camvid or crc_al_voc" \
+		tests/test_smp.py tests/test_model.py tests/test_presets.py
 
 omniboard: $(VENV)/ready-dev
 	@$(RUN) -m experiments.omniboard

@@ -1,5 +1,6 @@
 """Transformers' networks, tiny and from local folders: nothing is fetched."""
 
+import os
 import subprocess
 import sys
 from hashlib import sha256
@@ -9,7 +10,6 @@ import torch
 from conftest import ROOT
 from test_model import build, check_layers, check_passes, check_training, given
 
-from experiments.components import defaults
 from experiments.errors import Refused
 from models import hf
 
@@ -142,16 +142,23 @@ def test_published_sizes():
     assert sizes == {"segformer_b0": 3_714_658, "segformer_b1": 13_677_762, "segformer_b2": 27_348_162}
 
 
-def test_without_transformers_one_line_says_what_to_install(tmp_path):
-    """In a Python that has none: the run is refused and nothing is written."""
-    script = (
-        "import sys; sys.modules['transformers'] = None\n"
-        "import active\n"
-        "active.ex.run_commandline(['active.py', 'with', 'smoke', 'model=hf'])\n"
-    )
-    line = [sys.executable, "-W", "ignore", "-c", script]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env={"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 1 and not list(tmp_path.iterdir())
-    (said,) = [text for text in done.stderr.splitlines() if "transformers" in text]
-    assert said.startswith("model=hf needs transformers") and said.endswith("pip install -r requirements-hf.txt")
-    assert "Traceback" not in done.stderr and defaults(hf.ingredient)["weights"] == ""
+@pytest.mark.parametrize(
+    "model, package, raised",
+    [
+        ("hf", "transformers", "ImportError"),
+        ("smp", "segmentation_models_pytorch", "ImportError"),
+        ("smp", "segmentation_models_pytorch", "RuntimeError"),  # a torchvision that does not go with this torch
+    ],
+)
+def test_without_a_models_extra_one_line_says_what_to_install(tmp_path, model, package, raised):
+    """The run is refused and nothing is written."""
+    stand_in, here = tmp_path / "packages", tmp_path / "here"
+    stand_in.mkdir(), here.mkdir()
+    (stand_in / f"{package}.py").write_text(f"raise {raised}('operator torchvision::nms does not exist')")
+    line = [sys.executable, "-W", "ignore", str(ROOT / "active.py"), "with", "smoke", f"model={model}"]
+    environment = os.environ | {"PYTHONPATH": str(stand_in)}
+    done = subprocess.run(line, cwd=here, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and not list(here.iterdir()) and "Traceback" not in done.stderr
+    extra = f"pip install -r requirements-{model}.txt"
+    (said,) = [text for text in done.stderr.splitlines() if extra in text]
+    assert said.startswith(f"model={model} ") and "operator torchvision::nms does not exist" in said

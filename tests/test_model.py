@@ -20,7 +20,7 @@ from experiments.network import checkpoint, ready
 from experiments.network.dropout import KeyedDropout, patch
 from experiments.network.inference import Network
 from experiments.network.layers import layer_outputs
-from models import modunet, monai, unet
+from models import modunet, unet
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 CPU, PLACE, SITES = torch.device("cpu"), (0, "drawn", 1), 11
@@ -166,11 +166,6 @@ def usable():
 MODELS = usable()
 
 
-VARIANTS = [(name, {}) for name in MODELS]
-VARIANTS += [("monai", {"network": network, "width": 24}) for network in monai.NETWORKS if network != "UNet"]
-IDS = ["-".join([name, *map(str, settings.values())]) for name, settings in VARIANTS]
-
-
 def build(name, **settings):
     """A model as a run has it, from a fixed seed, and its file."""
     torch.manual_seed(0)
@@ -228,20 +223,20 @@ def check_training(make):
 
 
 @pytest.mark.parametrize("size", [(128, 128), (97, 131)])
-@pytest.mark.parametrize("name, settings", VARIANTS, ids=IDS)
-def test_a_model_answers_at_the_size_of_its_input_and_its_layers_are_maps(name, settings, size):
-    model, module = build(name, **settings)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_answers_at_the_size_of_its_input_and_its_layers_are_maps(name, size):
+    model, module = build(name)
     check_layers(model, module.LAYERS, size)
 
 
-@pytest.mark.parametrize("name, settings", VARIANTS, ids=IDS)
-def test_passes_differ_and_depend_on_image_and_pass_alone(name, settings):
-    check_passes(build(name, **settings)[0])
+@pytest.mark.parametrize("name", MODELS)
+def test_passes_differ_and_depend_on_image_and_pass_alone(name):
+    check_passes(build(name)[0])
 
 
-@pytest.mark.parametrize("name, settings", VARIANTS, ids=IDS)
-def test_what_trains_gets_a_gradient_and_nothing_is_drawn_by_itself(name, settings):
-    check_training(lambda: build(name, **settings)[0])
+@pytest.mark.parametrize("name", MODELS)
+def test_what_trains_gets_a_gradient_and_nothing_is_drawn_by_itself(name):
+    check_training(lambda: build(name)[0])
 
 
 @pytest.mark.parametrize("name", MODELS)
