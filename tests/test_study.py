@@ -303,6 +303,18 @@ def test_other_settings_in_the_same_folder_are_refused_at_once(whole, study, tmp
     assert "holds a run of another configuration (trainer.lr 0.004 -> 0.1)" in out and kept(whole[0]) == before
 
 
+def test_a_database_changes_nothing(whole, study, tmp_path, mongo):
+    import pymongo
+
+    url = f"mongodb://127.0.0.1:{mongo}/study"
+    assert "1 of 1 runs done" in study(tmp_path, "--only", "1", "--mongo", url).ended()
+    expected = {name: data for name, data in kept(whole[0]).items() if name.startswith("random_1")}
+    assert kept(tmp_path) == expected
+    with pymongo.MongoClient(url) as client:
+        assert [run["status"] for run in client["study"].runs.find()] == ["COMPLETED"]
+    assert url not in "".join(path.read_text() for path in (tmp_path / "study").glob("*.yaml"))
+
+
 @pytest.mark.parametrize("point, who", LONG)
 def test_killed_at_a_named_point(whole, study, tmp_path, point, who):
     started = study(tmp_path, "--jobs", "2")
