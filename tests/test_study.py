@@ -428,6 +428,7 @@ def test_cells_have_own_folders_only_where_they_clash(grid, phantom_root):
     cells = grid.cells(grid.read([*base, "heuristic=random,bald", "bald.reduction=mean,max"]), "r")
     names = {"random", "bald,bald.reduction=mean", "bald,bald.reduction=max"}
     assert {str(cell.folder) for cell in cells} == {f"r/{name}_{run}" for name in names for run in (0, 1)}
+    assert ["bald" in cell.usual for cell in cells] == [False] * 2 + [True] * 4
     cells = grid.cells(grid.read([*base, "heuristic=random,bald", "trainer.lr=0.1,0.01"]), "r")
     assert {str(cell.results) for cell in cells} == {"r/trainer.lr=0.1", "r/trainer.lr=0.01"} and len(cells) == 8
     assert cells[0].settings["trainer"]["lr"] == 0.1 and [c.settings["seed"] for c in cells[:2]] == [0, 1]
@@ -443,3 +444,6 @@ def test_each_group_of_a_file_is_a_grid_of_its_own(grid, phantom_root, tmp_path)
     )
     cells = grid.cells(grid.read([str(file)]), "r")
     assert [cell.label for cell in cells] == ["random", "bald,batch=top", "bald,batch=stochastic"]
+    file.write_text(json.dumps({"each": [{"heuristic": "random", "run": 3}]}))
+    with pytest.raises(Refused, match="run is the same for all"):
+        grid.read([str(file)])
