@@ -15,7 +15,9 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, events, settings
@@ -301,6 +303,29 @@ def test_other_settings_in_the_same_folder_are_refused_at_once(whole, study, tmp
     before = kept(whole[0])
     out = study(whole[0], **{"trainer.lr": 0.1}).ended(1)
     assert "holds a run of another configuration (trainer.lr 0.004 -> 0.1)" in out and kept(whole[0]) == before
+
+
+def test_a_study_is_judged_by_its_own_runs(grid, whole, tmp_path):
+    """Not by those of another comparison, which lies in a folder below."""
+    from experiments.study import ending
+
+    results = shutil.copytree(whole[0], tmp_path / "results")
+    shutil.copytree(whole[0], results / "trainer.lr=0.1")
+    cells = [grid.Cell((), results, h, r, 1) for h in ("random", "bald") for r in (0, 1)]
+    [(_, dataset, table)] = ending.judged(cells, {})
+    assert dataset == "phantom" and set(table["label"]) == {"random", "bald"}
+    cells = [replace(cell, results=results / "trainer.lr=0.1") for cell in cells]
+    assert [dataset for _, dataset, _ in ending.judged(cells, {})] == ["phantom, trainer.lr=0.1"]
+
+
+def test_a_verdict_in_words(experiment):
+    from experiments.study.ending import sentence
+
+    row = {"verdict": "better", "difference": 0.02, "low": 0.01, "high": 0.03, "runs": 5, "more_runs": 0, "note": ""}
+    said = sentence(SimpleNamespace(**row, saved_text="4.0 images saved (3.0 to 5.0)"))
+    assert said == "better, +0.020 (+0.010 to +0.030) over 5 paired runs; 4.0 images saved (3.0 to 5.0)"
+    row |= {"verdict": "undecided", "more_runs": 14}
+    assert sentence(SimpleNamespace(**row, saved_text="")).endswith("over 5 paired runs, 14 more runs")
 
 
 def test_a_database_changes_nothing(whole, study, tmp_path, mongo):
