@@ -7,8 +7,6 @@ requirements-hf.txt. Only safetensors are read, and no code comes with them.
 
 import json
 from functools import cache
-from hashlib import file_digest
-from pathlib import Path
 
 from sacred import Ingredient
 from torch import nn
@@ -17,7 +15,8 @@ from torch.nn import functional
 from experiments.components.settings import Range
 from experiments.errors import Refused
 from experiments.records.progress import say
-from experiments.store.reading import MAX_WEIGHTS, read_text, regular
+from experiments.store.reading import read_text
+from models import _hub
 
 told = cache(say)  # build is called more than once in a run
 ingredient = Ingredient("hf")
@@ -68,19 +67,13 @@ ALLOWED = {
 @ingredient.capture
 def check(weights):
     """Raise Refused without transformers, or if `weights` name a folder that holds no model."""
-    try:
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise Refused(f"model=hf needs transformers ({error}): pip install -r requirements-hf.txt") from error
-    if Path(weights).is_dir() and weights and not Path(weights, "config.json").is_file():
-        raise Refused(f"hf.weights={weights} has no config.json: name a folder that save_pretrained wrote.")
+    _hub.require("hf", weights)
 
 
 @ingredient.capture
 def has(weights):
     """What these settings leave of HAS: a network that is drawn has learnt nothing."""
-    drawn = not weights or Path(weights).is_dir() and not Path(weights, "model.safetensors").is_file()
-    return ("features",) if drawn else HAS
+    return ("features",) if _hub.drawn(weights) else HAS
 
 
 @ingredient.capture
@@ -91,10 +84,7 @@ def build(channels, classes, network, weights, p, drop_path, auxiliary, encoder_
     cannot be had or do not fit.
     """
     from transformers import CONFIG_MAPPING, AutoModelForSemanticSegmentation
-    from transformers.utils import logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     family, sizes = CONFIGS[network]
     config = read_config(weights) if weights else CONFIG_MAPPING[family](**sizes)
     if config.model_type not in FAMILIES:
@@ -104,13 +94,17 @@ def build(channels, classes, network, weights, p, drop_path, auxiliary, encoder_
         for key, value in (("num_channels", channels), ("drop_path_rate", drop_path)):
             if hasattr(part, key):
                 setattr(part, key, value)
-    file = weights_file(weights)
-    net = from_file(weights, config) if file else AutoModelForSemanticSegmentation.from_config(config)
+    if _hub.drawn(weights):
+        net, files = AutoModelForSemanticSegmentation.from_config(config), {}
+    else:
+        net, lacks, files = _hub.loaded("hf", AutoModelForSemanticSegmentation, weights, config=config)
+        _hub.refuse_unlike("hf", weights, lacks, f"{ENCODERS[config.model_type]}.")
+        missing = len(lacks["mismatched_keys"]) + len(lacks["missing_keys"])
+        if missing:
+            told(f"{missing} tensors of the head are not in {weights} for these classes: they are drawn.")
     model = Network(net, config.model_type, p, auxiliary, encoder_lr)
     model.mean, model.std = normalisation(weights, config.model_type, channels)
-    if file:
-        with open(file, "rb") as opened:
-            model.pretrained = {f"{Path(weights).name}/model.safetensors": file_digest(opened, "sha256").hexdigest()}
+    model.pretrained = files
     return model
 
 
@@ -120,48 +114,7 @@ def read_config(weights):
     try:
         return AutoConfig.from_pretrained(weights)
     except (OSError, ValueError) as error:
-        said = " ".join(str(error).split())[:160]
-        fix = "name a folder with config.json and model.safetensors, or a repository of the hub"
-        raise Refused(f"hf.weights={weights} cannot be read ({said}): {fix}.") from error
-
-
-def weights_file(weights):
-    """The path of the weights, fetched from the hub unless `weights` is a folder; "" if there are none to read."""
-    if not weights or Path(weights).is_dir():
-        file = Path(weights, "model.safetensors")
-        return regular(file, MAX_WEIGHTS) if weights and file.is_file() else ""
-    from transformers.utils import cached_file
-
-    try:
-        return cached_file(weights, "model.safetensors")
-    except OSError as error:
-        raise Refused(f"{weights} has no model.safetensors, the one kind of weights that is read here.") from error
-
-
-def from_file(weights, config):
-    """The network with these weights; the last convolutions are drawn where their classes are others."""
-    from safetensors import SafetensorError
-    from transformers import AutoModelForSemanticSegmentation
-
-    try:
-        net, found = AutoModelForSemanticSegmentation.from_pretrained(
-            weights, config=config, ignore_mismatched_sizes=True, output_loading_info=True, use_safetensors=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        said = " ".join(str(error).split())[:160]
-        raise Refused(f"hf.weights={weights} cannot be read ({said}): name others.") from error
-    unlike = [f"{key} is {tuple(a)}, not {tuple(b)}" for key, a, b in found["mismatched_keys"] if is_encoder(net, key)]
-    unlike += [f"{key} is missing" for key in found["missing_keys"] if is_encoder(net, key)]
-    if unlike:
-        raise Refused(f"hf.weights={weights} do not fit: {', '.join(sorted(unlike)[:3])}. Name others.")
-    drawn = len(found["mismatched_keys"]) + len(found["missing_keys"])
-    if drawn:
-        told(f"{drawn} tensors of the head are not in {weights} for these classes: they are drawn.")
-    return net.float()
-
-
-def is_encoder(net, key):
-    return key.startswith(f"{ENCODERS[net.config.model_type]}.")
+        raise _hub.unreadable("hf", weights, error) from error
 
 
 def normalisation(weights, family, channels):

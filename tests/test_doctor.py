@@ -448,6 +448,13 @@ def test_sources_and_names_that_stand_on_two_sides(clean):
     shared = [first, second._replace(mask=first.mask)]
     one = Splits(Split(shared, splits.train.read_image, splits.train.read_mask), None, None, 0)
     assert ("shared mask", "train4.png") in told(diagnose(clean, splits=one))
+    shared = [first, second._replace(image=first.image)]
+    one = Splits(Split(shared, splits.train.read_image, splits.train.read_mask), None, None, 0)
+    [found] = [fault for fault in diagnose(clean, splits=one) if fault.kind == "shared image"]
+    assert found.path == first.image and found.found == "it is the image of train4.png, train5.png"
+    pages = [item._replace(image=first.image, mask=first.mask) for item in (first, second)]  # of one file each
+    one = Splits(Split(pages, splits.train.read_image, splits.train.read_mask), None, None, 0)
+    assert not {"shared image", "shared mask"} & {fault.kind for fault in diagnose(clean, splits=one)}
     through = [first._replace(image=clean / ".." / "other" / "a.png")]
     one = Splits(Split(through, splits.train.read_image, splits.train.read_mask), None, None, 0)
     assert ("outside the root", "a.png") in told(diagnose(clean, splits=one))
@@ -633,3 +640,54 @@ def test_ten_thousand_pairs_are_compared_in_bounded_time():
     ]
     began = time.perf_counter()
     assert list(near_duplicates(records, ())) == [] and time.perf_counter() - began < 20
+
+
+def draw_object(rng, size=(40, 50)):
+    y, x = np.mgrid[: size[0], : size[1]]
+    return (y - rng.uniform(12, 28)) ** 2 + (x - rng.uniform(12, 38)) ** 2 < 70
+
+
+def painted(rng, mask):
+    colours = np.array([[215, 180, 205], [90, 40, 120]])[mask.astype(int)]
+    return (colours + rng.normal(0, 12, colours.shape)).clip(0, 255).astype(np.uint8)
+
+
+def save_file(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def test_tiles_pages_and_masks_of_several_files_are_examined_by_their_files(tmp_path, capsys):
+    """No false alarm on sound ones, and each fault is told once, with its file."""
+    rng = np.random.default_rng(0)
+    for n in range(6):
+        one, other = draw_object(rng), draw_object(rng)
+        save_file(tmp_path / f"tiles/images/{n}.png", painted(rng, one))
+        save_file(tmp_path / f"tiles/masks/{n}.png", one.astype(np.uint8))
+        save_file(tmp_path / f"several/id{n}/images/a.png", painted(rng, one | other))
+        for k, mask in enumerate((one, other)):
+            save_file(tmp_path / f"several/id{n}/masks/{k}.png", mask * np.uint8(255))
+    for stack in "abc":
+        masks = [draw_object(rng) for _ in range(4)]
+        for role, made in (("images", [painted(rng, m)[..., 0] for m in masks]), ("masks", masks)):
+            (tmp_path / "pages" / role).mkdir(parents=True, exist_ok=True)
+            first, *more = (Image.fromarray(np.asarray(page).astype(np.uint8)) for page in made)
+            first.save(tmp_path / f"pages/{role}/{stack}.tif", save_all=True, append_images=more)
+    names = ["folder.image_pattern={id}/images/*.png", "folder.mask_pattern={id}/masks/*.png", "folder.several=True"]
+    asked = {
+        "tiles": ["folder.classes=background,cell", "folder.tile=32"],
+        "several": ["folder.values=0:background,255:cell", "folder.images=.", "folder.masks=.", *names],
+        "pages": ["folder.classes=background,cell", "folder.channels=1"],
+    }
+    for kind, words in asked.items():
+        assert command.main([str(tmp_path / kind), *words]) == 0, capsys.readouterr().out
+        assert "no faults" in capsys.readouterr().out
+    wrong = {"tiles": "images/3.png", "several": "id3/masks/1.png", "pages": "masks/b.tif"}
+    for kind, name in wrong.items():
+        file = tmp_path / kind / name
+        file.write_bytes(file.read_bytes()[:-60])
+        line = ["--html", str(tmp_path / "page.html"), "--fix", str(tmp_path / f"{kind}_mended")]
+        assert command.main([str(tmp_path / kind), *asked[kind], *line]) == 1
+        out = capsys.readouterr().out.splitlines()
+        assert sum(str(file) in line for line in out) == 1 and "1 fault." in " ".join(out), out
+        assert str(file) in (tmp_path / "page.html").read_text()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from experiments.acquisition.prediction import pass_keys
-from experiments.components import defaults, load, names
+from experiments.components import configure, defaults, load, names
 from experiments.errors import Refused
 from experiments.network import checkpoint, ready
 from experiments.network.dropout import KeyedDropout, patch
@@ -25,8 +25,8 @@ from models import modunet, monai, unet
 pytestmark = pytest.mark.usefixtures("single_thread")
 CPU, PLACE, SITES = torch.device("cpu"), (0, "drawn", 1), 11
 SMALL = {  # settings of each model that make its tests cheap; none: as they are
-    "frozen": {"frozen.width": 8, "lite.weights": "none", "lite.width": 4},
-    "lite": {"lite.width": 4},
+    "frozen": {"frozen.width": 8, "lite.weights": "none", "lite.width": 2},
+    "lite": {"lite.width": 2},
     "modunet": {"modunet.width": 4},
     "monai": {"monai.width": 4},
     "smp": {"smp.encoder": "mobilenet_v2"},
@@ -139,8 +139,13 @@ def test_patching_keeps_the_weights_names():
 # ---- every model
 
 
+NAMED = {"frozen": {"lite": {"weights": "none", "width": 4}}}  # settings of what a model names
+
+
 def given(function, module, **more):
     """What a component's captured function gives for the file's own settings, and for `more`."""
+    for section, own in NAMED.get(module.ingredient.path, {}).items():
+        configure(load("model", section), {section: own})
     wanted = inspect.signature(function).parameters
     settings = defaults(module.ingredient) | more
     return function(**{name: value for name, value in settings.items() if name in wanted})

@@ -16,7 +16,7 @@ from test_heuristics import IDS, attach, generator, make_pool, model, of_passes,
 from experiments.acquisition import pictures, querying, selection, views
 from experiments.acquisition.pool import Annotated, Pool
 from experiments.acquisition.prediction import moments
-from experiments.components import load, names
+from experiments.components import defaults, load, names
 from experiments.errors import Refused
 from experiments.randomness import generator as keyed
 from heuristics import alpha_mix, bald, entropy, mask_discrepancy, none, specular, tta
@@ -269,6 +269,9 @@ def test_a_run_of_tta_draws_the_maps_that_made_its_scores(smoke, tmp_path, monke
 # ---- mask discrepancy
 
 
+PUBLISHED = {key: defaults(mask_discrepancy.ingredient)[key] for key in ("masks", "probabilities")}
+
+
 @pytest.mark.parametrize(
     ("views", "expected"),
     [
@@ -283,7 +286,9 @@ def test_a_run_of_tta_draws_the_maps_that_made_its_scores(smoke, tmp_path, monke
 def test_mask_discrepancy_by_hand(views, expected):
     foreground = torch.tensor(views, dtype=torch.float64)[:, None, None]
     counted = torch.ones(1, 1, 4, dtype=torch.bool)
-    assert mask_discrepancy.discrepancy(foreground, counted, 0.6).item() == pytest.approx(expected, abs=1e-7)
+    assert mask_discrepancy.discrepancy(foreground, counted, 0.6, **PUBLISHED).item() == pytest.approx(
+        expected, abs=1e-7
+    )
 
 
 def test_mask_discrepancy_is_at_most_1_and_counts_what_all_three_views_saw():
@@ -293,19 +298,23 @@ def test_mask_discrepancy_is_at_most_1_and_counts_what_all_three_views_saw():
     p = apart.clone()
     p[2, :, 0, 4:] = 1  # in pixels that do not count
     counted = torch.tensor([[[True] * 4 + [False] * 2]] * 2)
-    got = mask_discrepancy.discrepancy(p, counted, 0.6)
+    got = mask_discrepancy.discrepancy(p, counted, 0.6, **PUBLISHED)
     assert got.tolist() == pytest.approx([0.7 + 0.1 * 3 * 2 / 4, 0])
     everywhere = torch.tensor([0.0, 1.0, 0.0]).view(3, 1, 1, 1)
-    opposite = mask_discrepancy.discrepancy(everywhere, torch.ones(1, 1, 1, dtype=torch.bool), 0.6)
+    opposite = mask_discrepancy.discrepancy(everywhere, torch.ones(1, 1, 1, dtype=torch.bool), 0.6, **PUBLISHED)
     assert opposite.item() == pytest.approx(0.25 + 0.25 + 0.1 * 2)
-    assert sum(mask_discrepancy.WEIGHTS.values()) + 3 * mask_discrepancy.SOFT == pytest.approx(1)
+    assert sum(PUBLISHED["masks"] + PUBLISHED["probabilities"]) == pytest.approx(1)
+    other = mask_discrepancy.discrepancy(p, counted, 0.6, [0, 0, 1], [0, 0, 0])
+    assert other.tolist() == [1, 0]
+    with pytest.raises(Refused, match="mask_discrepancy.masks takes 3 weights.*not 2"):
+        mask_discrepancy.check(masks=[0.5, 0.5], probabilities=[0.1] * 3)
 
 
 @pytest.mark.parametrize("source", ["tta", "dropout"])
 def test_mask_discrepancy_of_a_pool_is_that_of_its_three_views(source, model):  # noqa: F811
     pool = make_pool(mask_discrepancy, model, rotation=40.0)
     threshold = np.float32(np.mean([p[:, :, 1].mean() for _, p, _ in pool.views(source, 3)]))
-    scores = mask_discrepancy.score(pool=pool, rng=generator(), source=source, threshold=float(threshold))
+    scores = mask_discrepancy.score(pool=pool, rng=generator(), source=source, threshold=float(threshold), **PUBLISHED)
     assert pool.passes.tolist() == [3] * len(IDS)
     for positions, p, seen in pool.views(source, 3):
         for row, position in enumerate(positions):

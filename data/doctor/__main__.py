@@ -18,6 +18,7 @@ from data.doctor.sets import by_kind
 from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
 from experiments.records.files import write
+from experiments.store.reading import files_of
 
 MANY = 40  # faults from which a table by kind is printed
 EXAMPLES = 3  # of each kind in it
@@ -64,7 +65,7 @@ def parse(words):
 
 def common(splits):
     """The folder that all files lie in."""
-    return os.path.commonpath([os.path.dirname(i.image) for s in splits[:3] if s for i in s.items])
+    return os.path.commonpath([os.path.dirname(files_of(i.image)[0]) for s in splits[:3] if s for i in s.items])
 
 
 def lines(faults):

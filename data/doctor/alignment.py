@@ -96,8 +96,12 @@ def at_rest(thumbs, masks):
     colours = thumbs.reshape(len(thumbs), -1, thumbs.shape[-1]).astype(np.float32)
     colours -= colours.mean(1, keepdims=True)
     flat, found = masks.reshape(len(masks), 1, -1), np.zeros(len(masks), np.float32)
-    for value in np.flatnonzero(np.bincount(masks.ravel(), minlength=256)):
+    rest, left = np.zeros((len(masks), colours.shape[-1]), np.float32), np.full(len(masks), flat.shape[-1])
+    *values, _ = np.flatnonzero(np.bincount(masks.ravel(), minlength=256))
+    for value in values:
         member = (flat == value).astype(np.float32)
-        sums = (member @ colours)[:, 0]
-        found += (sums**2).sum(1) / np.maximum(member.sum((1, 2)), 1)
+        sums, size = (member @ colours)[:, 0], member.sum((1, 2))
+        found += (sums**2).sum(1) / np.maximum(size, 1)
+        rest, left = rest - sums, left - size
+    found += (rest**2).sum(1) / np.maximum(left, 1)  # of the last value: the colours of an image sum to 0
     return found / np.maximum((colours**2).sum((1, 2)), 1e-6)

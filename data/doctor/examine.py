@@ -19,6 +19,7 @@ from data.doctor.sets import SET, SIDE, Record, digest
 from experiments.command_line.process import stop_if_asked
 from experiments.errors import Refused
 from experiments.store import Item, Splits
+from experiments.store.reading import files_of
 
 TOGETHER = 32  # images that a thread reads at a time
 SETS = SET | {"misaligned": misaligned}
@@ -44,9 +45,13 @@ def examine(splits: Splits, classes, root):
     `classes` names the values that masks may hold, () for any; `root` is the folder that all files should lie in.
     """
     named = {name: split for name, split in zip(("train", "val", "test"), splits, strict=False) if split}
-    items = {name: split.items for name, split in named.items()}
+    files = {place: files_of(place) for split in named.values() for i in split.items for place in (i.image, i.mask)}
+    items = {
+        name: [item._replace(image=files[item.image], mask=files[item.mask]) for item in split.items]
+        for name, split in named.items()
+    }
     faults = [Fault(kind, path, found) for kind, check in LISTING.items() for path, found in check(items, root)]
-    users = Counter(item.image for part in items.values() for item in part)
+    users = Counter(path for part in items.values() for item in part for path in (*item.image, *item.mask))
     work = [
         (name, split, range(start, min(start + TOGETHER, len(split))))
         for name, split in named.items()
@@ -59,12 +64,13 @@ def examine(splits: Splits, classes, root):
         tqdm(total=total, desc="reading images and masks", leave=False, disable=None, delay=1) as bar,
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for part in workers.map(partial(_read_some, classes=classes, users=users), work):
+        for part in workers.map(partial(_read_some, classes=classes, files=files, users=users), work):
             stop_if_asked()
             bar.update(len(part))
             for record, found in part:
                 records.append(record)
                 faults += found
+    faults = list({(fault.kind, str(fault.path), fault.found): fault for fault in reversed(faults)}.values())[::-1]
     for kind, check in SETS.items():
         faults += [
             Fault(kind, _file_of(kind, record), found, tuple(r.item for r in (record, like) if r))
@@ -77,12 +83,12 @@ def _file_of(kind, record):
     return record.item.image if kind in ("copy", "near-duplicate") else record.item.mask
 
 
-def _read_some(work, classes, users):
+def _read_some(work, classes, files, users):
     name, split, positions = work
-    return [_read(name, split, position, classes, users) for position in positions]
+    return [_read(name, split, position, classes, files, users) for position in positions]
 
 
-def _read(name, split, position, classes, users):
+def _read(name, split, position, classes, files, users):
     """(Record, [Fault]) of one image and its mask."""
     item = split.items[position]
     record, faults = Record(name, item), []
@@ -90,15 +96,17 @@ def _read(name, split, position, classes, users):
     def add(kind, path, found):
         faults.append(Fault(kind, path, found, (item,)))
 
-    image = _opened(partial(split.__getitem__, position), item.image, "image", users, classes, add)
-    mask = _opened(partial(split.read_mask, item.mask), item.mask, "mask", users, classes, add)
+    image = _opened(partial(split.__getitem__, position), files[item.image], "image", users, classes, add)
+    mask = _opened(partial(split.read_mask, item.mask), files[item.mask], "mask", users, classes, add)
     if image is not None:
         found = {kind: found for kind, check in IMAGE.items() if (found := check(image))}
         record.flat = "one colour" in found
         for kind in found if not faults else ():
             add(kind, item.image, found[kind])
-        colours = image[..., :3] if image.shape[-1] > 2 else image[..., 0]
-        thumb = np.asarray(Image.fromarray(colours).resize((SIDE, SIDE), Image.Resampling.BOX))
+        colours = Image.fromarray(image[..., :3] if image.shape[-1] > 2 else image[..., 0])
+        steps = tuple(side // SIDE for side in colours.size)
+        even = colours.size == (steps[0] * SIDE, steps[1] * SIDE)
+        thumb = np.asarray(colours.reduce(steps) if even else colours.resize((SIDE, SIDE), Image.Resampling.BOX))
         record.thumb = thumb if thumb.ndim == 3 else thumb[..., None].repeat(3, -1)
         record.size, record.digest = image.shape[:2], digest(image)
     if mask is not None:
@@ -126,31 +134,36 @@ def _check_values(record, mask, classes, add, fits):
     if found:
         add(kind, path, found)
     if record.counts is not None and fits:
-        record.mask_thumb = mask[_middles(mask.shape)]
+        record.mask_thumb = mask[_middles(mask.shape)].copy()  # no view, which would keep the whole mask
         record.mask_digest = digest(mask)
 
 
 @cache
 def _middles(size):
     """Indices of SIDE x SIDE pixels of a mask of this size (H, W), evenly apart."""
+    if all(side % SIDE == 0 for side in size):
+        return tuple(slice(side // SIDE // 2, None, side // SIDE) for side in size)
     return np.ix_(*((2 * np.arange(SIDE) + 1) * side // (2 * SIDE) for side in size))
 
 
-def _opened(read, path, role, users, classes, add):
-    """What `read()` gives, None where it cannot; faults of the file are added."""
+def _opened(read, files, role, users, classes, add):
+    """What `read()` gives, None where it cannot; faults of its files are added."""
     try:
         pixels = read()
         if role == "mask" and getattr(pixels, "ndim", 0) != 2:
             raise ValueError(f"its shape is {pixels.shape}")
     except UNREADABLE as error:
-        header = look(path, role, whole=True)
-        kind, found = next(((k, f) for k, check in FILE.items() if (f := check(header))), ("unreadable", ""))
+        headers = [look(path, role, whole=True) for path in files]
+        seen = ((k, header.path, f) for header in headers for k, check in FILE.items() if (f := check(header)))
+        kind, path, found = next(seen, ("unreadable", files[0], ""))
         if kind == "unreadable":
-            found = " ".join(str(error).split()).removeprefix(f"{path} ")
+            found = " ".join(str(error).split()).removeprefix(f"{path} ").rstrip(".")
             kind = "interpolated mask" if "resized by averaging" in found else kind
         add(kind, path, found)
         return None
-    if not harmless(path, role):
+    for path in files:
+        if harmless(path, role):
+            continue
         header = look(path, role)
         for kind in ANYWAY:
             if (found := FILE[kind](header)) and not (kind == "several pages" and users[path] > 1):

@@ -40,10 +40,15 @@ class Header:
 def harmless(path, role):
     """Whether the first 64 bytes show an 8-bit PNG or BMP of the name's format: most files need no longer look."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            head = file.read(64)
+        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
+    try:
+        head = os.read(file, 64)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
     ending = os.path.splitext(path)[1].lower()
     if head[:4] == b"\x89PNG":
         return ending == ".png" and head[24] == 8 and head[25] in ((0, 2, 3) if role == "image" else (0, 2))
@@ -247,7 +252,8 @@ ANYWAY = (  # what is wrong though a dataset's reader takes the file
 )
 
 
-# each yields (path, what was found), given {split name: items} and the folder that all should lie in
+# each yields (path, what was found), given {split name: items} and the folder that all should lie in; an item's image
+# and mask are tuples of files here
 
 
 def outside(splits, root):
@@ -270,7 +276,7 @@ def no_unicode(splits, root):
 
 def _paths(splits):
     """The files of all items, sorted texts."""
-    return sorted({os.fspath(path) for items in splits.values() for i in items for path in (i.image, i.mask)})
+    return sorted({os.fspath(path) for items in splits.values() for i in items for path in (*i.image, *i.mask)})
 
 
 def _neighbours(splits):
@@ -278,7 +284,7 @@ def _neighbours(splits):
     used = defaultdict(set)
     for items in splits.values():
         for item in items:
-            for path in (item.image, item.mask):
+            for path in (*item.image, *item.mask):
                 used[os.path.dirname(path)].add(os.path.basename(path))
     return {f: (sorted(os.listdir(f)), names) for f, names in used.items() if os.path.isdir(f)}
 
@@ -307,7 +313,7 @@ def case_clash(splits, root):
 
 def same_id(splits, root):
     counts = Counter(item.id for items in splits.values() for item in items)
-    first = {item.id: item.image for items in splits.values() for item in items}
+    first = {item.id: item.image[0] for items in splits.values() for item in items}
     for id, count in counts.items():
         if count > 1:
             yield first[id], f"{count} images are called {id}"
@@ -322,15 +328,15 @@ def shared_image(splits, root):
 
 
 def _shared(splits, role):
-    """A file that serves two items, unless their other file is one as well: then it holds many pages."""
+    """A file that serves two items, unless their other file is one as well: then it holds many pages or is in tiles."""
     other = {"mask": "image", "image": "mask"}[role]
     users = defaultdict(set)
     for items in splits.values():
         for item in items:
             users[getattr(item, role)].add(getattr(item, other))
-    for path, others in users.items():
+    for files, others in users.items():
         if len(others) > 1:
-            yield path, f"it is the {role} of {', '.join(sorted(os.path.basename(o) for o in others)[:3])}"
+            yield files[0], f"it is the {role} of {', '.join(sorted(os.path.basename(o[0]) for o in others)[:3])}"
 
 
 def split_source(splits, root):
@@ -340,8 +346,9 @@ def split_source(splits, root):
         both = sorted(held[one].keys() & held[other].keys())
         count = sum(item.source in both for item in splits[other])
         if both:
-            said = f"{len(both)} sources ({', '.join(both[:8])}{' ...' if len(both) > 8 else ''})"
-            yield held[other][both[0]].image, f"{said} are in {one} and in {other}, there with {count} images"
+            said = f"{len(both)} source{'s' * (len(both) > 1)} ({', '.join(both[:8])}{' ...' if len(both) > 8 else ''})"
+            verb = "are" if len(both) > 1 else "is"
+            yield held[other][both[0]].image[0], f"{said} {verb} in {one} and in {other}, there with {count} images"
 
 
 LISTING = {

@@ -77,9 +77,10 @@ def mend(faults, root, target, classes):
     copy_tree(root, target)
     kinds, items = defaultdict(set), {}
     for fault in faults:
-        if len(fault.items) == 1:
-            kinds[Path(fault.path)].add(fault.kind)
-            items[Path(fault.path)] = fault.items[0]
+        whole = [fault.path in (item.image, item.mask) and isinstance(fault.path, Path) for item in fault.items]
+        if whole == [True]:  # no page, no tile, no one of several masks
+            kinds[fault.path].add(fault.kind)
+            items[fault.path] = fault.items[0]
     done = []
     for path, found in kinds.items():
         inside = Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))

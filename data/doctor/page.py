@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.doctor.files import SUFFIXES
 from data.doctor.sets import by_kind
-from experiments.store.reading import MAX_IMAGE, MAX_PIXELS, regular
+from experiments.store.reading import MAX_IMAGE, MAX_PIXELS, files_of, regular
 
 SHOWN = 12  # faults of a kind with pictures
 THUMB = 160  # pixels a side of a picture, at most
@@ -21,7 +21,7 @@ PAGE = """<!doctype html>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse } td, th { text-align: left; padding: .2em 1em .2em 0; border-bottom: 1px solid #ddd }
-figure { display: inline-block; vertical-align: top; width: 21em; margin: 0 1em 1em 0 }
+figure { display: inline-block; vertical-align: top; width: 23em; margin: 0 1em 1em 0 }
 figcaption { font-size: 13px; overflow-wrap: anywhere } img { image-rendering: auto; margin-right: 4px }
 p { color: #555 }
 </style>
@@ -50,7 +50,7 @@ def page(name, images, faults):
 
 def pictures(fault):
     """data: addresses of the image, and of the mask in greys, of each item that a fault concerns, if they open."""
-    found = [(path, path == item.mask) for item in fault.items for path in (item.image, item.mask)]
+    found = [(files_of(place)[0], place == item.mask) for item in fault.items for place in (item.image, item.mask)]
     return [url for path, is_mask in found if (url := thumbnail(path, is_mask))]
 
 

@@ -30,12 +30,19 @@ def items(part):
     images, masks = ({path.stem: path for path in files(part / name)} for name in ("images", "masks"))
     endings = [next((path.suffix for path in some.values()), ".png") for some in (images, masks)]
     names = sorted(images.keys() | masks.keys())
-    found = [(name, part / "images" / (name + endings[0]), part / "masks" / (name + endings[1])) for name in names]
-    return [Item(name, images.get(name, image), masks.get(name, mask)) for name, image, mask in found]
+    return [
+        Item(
+            name,
+            images.get(name) or part / "images" / (name + endings[0]),
+            masks.get(name) or part / "masks" / (name + endings[1]),
+        )
+        for name in names
+    ]
 
 
 def files(folder):
-    return [folder / name for name in sorted(os.listdir(folder), reverse=True) if Path(name).suffix.lower() in ENDINGS]
+    names = sorted(os.listdir(folder), reverse=True)
+    return [folder / name for name in names if os.path.splitext(name)[1].lower() in ENDINGS]
 
 
 def read_image(path):

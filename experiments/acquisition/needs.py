@@ -10,10 +10,17 @@ from contextlib import suppress
 from experiments.components import load, names
 from experiments.errors import Refused, hint, listed
 
-GIVEN_BY = {"features": "model", "pretrained": "model", "groups": "dataset", "validation": "dataset"}
+GIVEN_BY = {
+    "features": "model",
+    "pretrained": "model",
+    "prompts": "model",
+    "groups": "dataset",
+    "validation": "dataset",
+}
 MEANS = {
     "features": "features of a model's layers",
     "pretrained": "predictions before any training",
+    "prompts": "views of an image under several prompts",
     "groups": "image-level groups",
     "validation": "validation images",
 }
@@ -29,6 +36,7 @@ def check(config, parts, splits):
     present = {
         "features": "features" in given,
         "pretrained": "pretrained" in given,
+        "prompts": "prompts" in given,
         "groups": any(splits.train.groups),
         "validation": bool(splits.val),
     }

@@ -37,7 +37,10 @@ class Images:
             yield positions, self._predictor.predict(images, [self.ids[i] for i in positions], source)[0]
 
     def views(self, source, k):
-        """Yield (positions, p (k, B, C, H, W), seen (k, B, H, W) bool): "dropout" passes or "tta" views, unreduced."""
+        """Yield (positions, p (k, B, C, H, W), seen (k, B, H, W) bool), unreduced.
+
+        `source` is "dropout" (passes), "tta" (views) or, of a promptable model, "prompts".
+        """
         for positions, images in self._batches():
             yield positions, *self._predictor.views(images, [self.ids[i] for i in positions], source, k)
 

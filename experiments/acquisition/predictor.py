@@ -46,10 +46,13 @@ class Predictor:
         return predict(self.network, images, ids, keys, self.needs, self.balanced), k
 
     def views(self, images, ids, source, k):
-        """(p (k, B, C, H, W) probabilities, seen (k, B, H, W) bool)."""
+        """(p (k, B, C, H, W) probabilities, seen (k, B, H, W) bool); "prompts" give as many as the model has views."""
         self.advance(images[..., 0].numel() * k)
         if source == "tta":
             passes = self._augmented(images, ids, k)
+        elif source == "prompts":
+            with torch.inference_mode():
+                passes = [(logits, None) for logits in self.network.prompted(floats(images))]
         else:
             passes = self.network.passes(floats(images), pass_keys(self.place, "score", ids, k), self.balanced)
             passes = ((logits, None) for logits in passes)

@@ -56,8 +56,7 @@ class Network:
             yield from self.shared(x, keys, balanced)
             return
         height, width = x.shape[-2:]
-        for hook in self.model._forward_pre_hooks.values():  # which normalise it and grow it to the model's multiple
-            (x,) = hook(self.model, (x,))
+        x = self.prepared(x)
         try:
             with device.autocast(x.device, self.precision):
                 self.verify(x[:1])
@@ -81,6 +80,21 @@ class Network:
             member.mc_chunk, own = self.mc_chunk, keys[number :: len(self.members)]
             if len(own):
                 yield from member.passes(x, own, balanced)
+
+    def prompted(self, x):
+        """The logits (B, C, H, W) of each of a promptable model's views of x, without dropout."""
+        if self.members:
+            return [mean_logits(view) for view in zip(*(each.prompted(x) for each in self.members), strict=True)]
+        height, width = x.shape[-2:]
+        x = self.prepared(x)
+        with device.autocast(x.device, self.precision):
+            return [logits[..., :height, :width] for logits in self.model.views(x)]
+
+    def prepared(self, x):
+        """x normalised and grown to the model's multiple, by the hooks that do so."""
+        for hook in self.model._forward_pre_hooks.values():
+            (x,) = hook(self.model, (x,))
+        return x
 
     def verify(self, x):
         """Run the model as it is where its graph answers otherwise: in an `if` torch.fx takes no proxy for a tensor."""

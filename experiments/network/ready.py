@@ -7,6 +7,7 @@ What the module of a model file may carry, all of it optional:
                  right border, by what stands there, and the logits cropped
     groups()     [{"params": some of its parameters, "lr": factor of trainer.lr, "weight_decay": of that}, ...]: one
                  factor may be left out, and parameters in no group have 1
+    views(x)     [logits, ...] of images under several prompts, of a file that has "prompts" in HAS
     pretrained   {name of a file that weights came from: its sha256}, for the ledger
 
 While training its forward may give [(weight, logits), ...] instead of logits: the loss is their weighted sum. A

@@ -27,6 +27,7 @@ from experiments.records.files import hold, release, replace
 from experiments.records.progress import say
 from experiments.records.provenance import hash_sources
 from experiments.store import Split
+from experiments.store.reading import files_of
 
 MAGIC = b"AskMask1"
 MAX_INDEX = 2**30  # bytes
@@ -80,16 +81,12 @@ def spelled(how):
 
 
 def stamp(image):
-    """The place of an image, and the size and time of change of its files, in one word; None where it is in no file.
-
-    `image` is a path, in which a part of a file may follow the file's name, or has several `paths`.
-    """
+    """The place of an image, and the size and time of change of its files, in one word; None where it is in no file."""
     said = [repr(image)]
-    for path in getattr(image, "paths", (image,)):
-        file = next((place for place in (path, *path.parents) if place.is_file()), None)
-        if file is None:
+    for file in files_of(image):
+        if not os.path.isfile(file):
             return None
-        found = file.stat()
+        found = os.stat(file)
         said += [os.path.abspath(file), found.st_size, found.st_mtime_ns]
     return sha256(json.dumps(said).encode()).hexdigest()[:32]
 

@@ -51,6 +51,17 @@ def regular(path, most):
     return path
 
 
+def files_of(place):
+    """The files that an Item's image or mask lies in, a tuple: `place` itself, or its several `paths`.
+
+    A path may say behind a file's name which part of it is meant, a tile or a slice: then it is that file.
+    """
+    return tuple(
+        path if os.path.isfile(path) else next((p for p in Path(path).parents if p.is_file()), path)
+        for path in getattr(place, "paths", (place,))
+    )
+
+
 def read_text(path, encoding="utf-8"):
     """The text of a table or a list. Raises OSError or UnicodeDecodeError."""
     return Path(regular(path, MAX_TEXT)).read_text(encoding)

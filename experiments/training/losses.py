@@ -28,13 +28,18 @@ def dice_ce(logits, masks):
     return dice(logits, masks) + ce(logits, masks)
 
 
+def dice8_ce2(logits, masks):
+    """.8 `dice` and .2 `ce`, MD-SAM-AL's and CPC-SAM's, whose Dice is of the batch; ours of each image."""
+    return 0.8 * dice(logits, masks) + 0.2 * ce(logits, masks)
+
+
 def linear(logits, masks):
     """1 - mean probability of the true class: what the published baselines' "Dice" loss amounts to."""
     p, truth = masked(logits, masks)
     return 1 - (p * truth).sum((1, 2, 3)) / valid(masks).sum((1, 2)).clamp_min(1)
 
 
-LOSSES = {loss.__name__: loss for loss in (ce, dice, dice_ce, linear)}
+LOSSES = {loss.__name__: loss for loss in (ce, dice, dice_ce, dice8_ce2, linear)}
 
 
 def masked(logits, masks):

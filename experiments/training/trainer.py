@@ -34,7 +34,7 @@ def settings():
     step_size = 40  # epochs between the falls of schedule=step
     gamma = 0.1  # what each of those multiplies
     power = 0.9  # of schedule=poly
-    loss = "dice_ce"  # ce, dice, dice_ce or linear (the published baselines')
+    loss = "dice_ce"  # ce, dice, dice_ce, dice8_ce2 (MD-SAM-AL's) or linear (the published baselines')
     epochs = 10  # in each cycle
     draws = 8  # crops of each labelled image in an epoch
     batch = 8  # crops in a step
