@@ -15,7 +15,9 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, events, settings
@@ -303,6 +305,41 @@ def test_other_settings_in_the_same_folder_are_refused_at_once(whole, study, tmp
     assert "holds a run of another configuration (trainer.lr 0.004 -> 0.1)" in out and kept(whole[0]) == before
 
 
+def test_a_study_is_judged_by_its_own_runs(grid, whole, tmp_path):
+    """Not by those of another comparison, which lies in a folder below."""
+    from experiments.study import ending
+
+    results = shutil.copytree(whole[0], tmp_path / "results")
+    shutil.copytree(whole[0], results / "trainer.lr=0.1")
+    cells = [grid.Cell((), results, h, r, 1) for h in ("random", "bald") for r in (0, 1)]
+    [(_, dataset, table)] = ending.judged(cells, {})
+    assert dataset == "phantom" and set(table["label"]) == {"random", "bald"}
+    cells = [replace(cell, results=results / "trainer.lr=0.1") for cell in cells]
+    assert [dataset for _, dataset, _ in ending.judged(cells, {})] == ["phantom, trainer.lr=0.1"]
+
+
+def test_a_verdict_in_words(experiment):
+    from experiments.study.ending import sentence
+
+    row = {"verdict": "better", "difference": 0.02, "low": 0.01, "high": 0.03, "runs": 5, "more_runs": 0, "note": ""}
+    said = sentence(SimpleNamespace(**row, saved_text="4.0 images saved (3.0 to 5.0)"))
+    assert said == "better, +0.020 (+0.010 to +0.030) over 5 paired runs; 4.0 images saved (3.0 to 5.0)"
+    row |= {"verdict": "undecided", "more_runs": 14}
+    assert sentence(SimpleNamespace(**row, saved_text="")).endswith("over 5 paired runs, 14 more runs")
+
+
+def test_a_database_changes_nothing(whole, study, tmp_path, mongo):
+    import pymongo
+
+    url = f"mongodb://127.0.0.1:{mongo}/study"
+    assert "1 of 1 runs done" in study(tmp_path, "--only", "1", "--mongo", url).ended()
+    expected = {name: data for name, data in kept(whole[0]).items() if name.startswith("random_1")}
+    assert kept(tmp_path) == expected
+    with pymongo.MongoClient(url) as client:
+        assert [run["status"] for run in client["study"].runs.find()] == ["COMPLETED"]
+    assert url not in "".join(path.read_text() for path in (tmp_path / "study").glob("*.yaml"))
+
+
 @pytest.mark.parametrize("point, who", LONG)
 def test_killed_at_a_named_point(whole, study, tmp_path, point, who):
     started = study(tmp_path, "--jobs", "2")
@@ -416,6 +453,7 @@ def test_cells_have_own_folders_only_where_they_clash(grid, phantom_root):
     cells = grid.cells(grid.read([*base, "heuristic=random,bald", "bald.reduction=mean,max"]), "r")
     names = {"random", "bald,bald.reduction=mean", "bald,bald.reduction=max"}
     assert {str(cell.folder) for cell in cells} == {f"r/{name}_{run}" for name in names for run in (0, 1)}
+    assert ["bald" in cell.usual for cell in cells] == [False] * 2 + [True] * 4
     cells = grid.cells(grid.read([*base, "heuristic=random,bald", "trainer.lr=0.1,0.01"]), "r")
     assert {str(cell.results) for cell in cells} == {"r/trainer.lr=0.1", "r/trainer.lr=0.01"} and len(cells) == 8
     assert cells[0].settings["trainer"]["lr"] == 0.1 and [c.settings["seed"] for c in cells[:2]] == [0, 1]
@@ -431,3 +469,6 @@ def test_each_group_of_a_file_is_a_grid_of_its_own(grid, phantom_root, tmp_path)
     )
     cells = grid.cells(grid.read([str(file)]), "r")
     assert [cell.label for cell in cells] == ["random", "bald,batch=top", "bald,batch=stochastic"]
+    file.write_text(json.dumps({"each": [{"heuristic": "random", "run": 3}]}))
+    with pytest.raises(Refused, match="run is the same for all"):
+        grid.read([str(file)])

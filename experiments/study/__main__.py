@@ -55,7 +55,8 @@ def arguments(words):
 def main(words):
     given = arguments(words)
     study = asked(given)
-    results = given.results or study.pop("results_dir", ["results"])[0]
+    [named] = study.pop("results_dir", ["results"])
+    results = given.results or named
     digest, place = grid.digest(study), Path(results, "study")
     more = [f"study={digest}"]
     if "threads" not in study:

@@ -24,6 +24,8 @@ def judged(cells, study):
         frame = runs.load(folder, say=silent)
         frame = frame[pd.MultiIndex.from_frame(frame[["label", "run"]]).isin(own)]
         for dataset, group in frame.groupby("dataset"):
+            if dataset != runs.apart(dataset.partition(",")[0], folder):
+                continue  # of another study, in a folder below
             metric = runs.headline(group)
             if study.get("until"):
                 table = sequential.compare(group, baseline, margin, metric, looks.design(study))

@@ -32,6 +32,7 @@ class Cell:
     run: int
     cycles: int
     settings: dict | None = None  # all of them, as the run has them; left out where nobody asks
+    usual: dict | None = None  # the same where nothing is asked for, by which an older ledger is read
 
     @property
     def folder(self):
@@ -73,6 +74,8 @@ def from_file(path):
         parts = said["each"]
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise Refused(f"{path}: each is a list of groups of settings, `each: [{{heuristic: random}}, ...]`.")
+        if any("run" in part for part in parts):
+            raise Refused(f"{path}: run is the same for all of each, as runs are paired: set it beside each.")
         found["each"] = [{key: values_of(key, value) for key, value in flat(part).items()} for part in parts]
     return found
 
@@ -178,11 +181,12 @@ def of_runs(presets, own, folder, runs, more):
         config = active.ex.settled(presets, own | {"run": runs[0], "results_dir": str(folder)})
     except Refused as error:
         raise Refused(f"{' '.join(words)} run={runs[0]}: {error}") from error
+    usual = active.ex.usual()
     for run in runs:
         settings.check("run", run, 0, active.ALLOWED["run"])
         now = config | {"run": run} | ({} if "seed" in own else {"seed": run})
         line = (*words, f"run={run}", word("results_dir", str(folder)), *more)
-        yield Cell(line, folder, config["label"], run, config["cycles"], now)
+        yield Cell(line, folder, config["label"], run, config["cycles"], now, usual)
 
 
 def combinations(study):

@@ -4,7 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-import active
 from experiments.command_line.process import unusable
 from experiments.errors import Refused
 from experiments.records.compare import refuse_other_settings
@@ -45,8 +44,8 @@ def refuse_other(cell):
     except Refused:  # damaged: its run says so, and stops no other
         return
     if events:
-        usual, anyway = active.ex.usual(), cell.settings["resume"] == "anyway"
-        refuse_other_settings(cell.folder, events[0]["settings"], cell.settings, usual, anyway)
+        anyway = cell.settings["resume"] == "anyway"
+        refuse_other_settings(cell.folder, events[0]["settings"], cell.settings, cell.usual, anyway)
 
 
 def interleaved(cells, jobs):
