@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, command, events, ledger_bytes, own_file, settings
+from conftest import ROOT, TEST, command, events, ledger_bytes, own_file, settings
 from PIL import Image
 
 from data import phantom
@@ -351,6 +352,19 @@ def test_masks_are_opened_when_they_were_asked_for(smoke, phantom_root, tmp_path
     smoke()
     assert len(pool) == 16 and len(opened) == 4
     assert all(id in asked for id, asked in opened)
+
+
+def test_no_file_is_decoded_twice_in_a_run(smoke, monkeypatch):
+    opened, real = Counter(), Image.open
+
+    def spy(path, *args, **more):
+        opened[Path(path).name] += isinstance(path, str | Path)
+        return real(path, *args, **more)
+
+    monkeypatch.setattr(Image, "open", spy)
+    smoke()
+    drawn = {name: count for name, count in opened.items() if name.endswith(".bmp")}
+    assert len(drawn) == 21 + TEST + 5 + TEST + 4 and set(drawn.values()) == {1}  # images; masks that were asked for
 
 
 def test_unusable_mask_stops_and_after_repair_goes_on(smoke, experiment, undisturbed, phantom_root, tmp_path):

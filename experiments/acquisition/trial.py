@@ -13,6 +13,7 @@ from experiments.network.device import memory_explained, ran_out_of_memory
 from experiments.network.layers import layer_outputs
 from experiments.network.ready import make_ready, train
 from experiments.records.progress import say
+from experiments.store import look
 
 PASSES, SIDE = 3, 16  # of the made-up predictions that a map is tried on
 SEEN, TRAINED = 192, 128  # pixels of a side that a model is tried on, and tries to train on
@@ -46,12 +47,12 @@ def try_dataset(dataset, splits):
         wrong(dataset, f"CLASSES is {classes!r}, not the names of the background and of other classes")
     if not splits.train or len(splits.train) == 0:
         wrong(dataset, "load gives no training images")
-    image = splits.train.read_image(splits.train.items[0].image)
+    image = look(splits.train.read_image, splits.train.items[0].image)
     expect(dataset, "read_image", image, f"(H, W, {channels})", 3, last=channels)
     for split in splits.val, splits.test:  # their masks are anybody's to see
         if split:
             item = split.items[0]
-            mask, shape = split.read_mask(item.mask), split.read_image(item.image).shape[:2]
+            mask, shape = look(split.read_mask, item.mask), look(split.read_image, item.image).shape[:2]
             expect(dataset, "read_mask", mask, "(H, W)", 2)
             if mask.shape != shape:
                 wrong(dataset, f"the mask of {item.id} is {mask.shape}, its image {shape}")

@@ -60,6 +60,21 @@ class Item(NamedTuple):
     spacing: tuple = ()
 
 
+SEEN = {}  # {(reader, file): what it gave} of what was decoded before a Store asked for it: no file is decoded twice
+
+
+def look(reader, place):
+    """What a Split's `read_image` or `read_mask` gives for a file, kept until a Store takes it."""
+    found = SEEN[repr(reader), str(place)] = reader(place)
+    return found
+
+
+def taken(reader, place):
+    """The same, kept no longer."""
+    known = SEEN.pop((repr(reader), str(place)), None)
+    return reader(place) if known is None else known
+
+
 @dataclass(frozen=True)
 class Split:
     """Images of a dataset that serve one purpose, in a fixed order, with the functions that read their files.
@@ -80,7 +95,7 @@ class Split:
         return len(self.items)
 
     def __getitem__(self, index):
-        image = self.read_image(self.items[index].image)
+        image = taken(self.read_image, self.items[index].image)
         if image.ndim != 3 or image.dtype != np.uint8:
             found = f"{image.dtype} of shape {image.shape}"
             raise BadData(f"{self.items[index].image} is read as {found}: read_image gives (H, W, channels) uint8.")
@@ -201,7 +216,7 @@ class Store:
     def _checked_mask(self, index, read):
         """What `read` makes of a mask, (H, W) uint8 of classes and IGNORE. Raises BadData for anything else."""
         item = self.split.items[index]
-        mask = self.drawn[index]() if index in self.drawn else read(item.mask)
+        mask = self.drawn[index]() if index in self.drawn else taken(read, item.mask)
         if mask.ndim != 2:
             raise BadData(f"{item.mask} is read with the shape {mask.shape}: read_mask gives (H, W).")
         known = {*range(len(self.classes) or IGNORE), IGNORE}
