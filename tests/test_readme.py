@@ -19,7 +19,14 @@ COMMAND = re.compile(r"^    ((?:make|python|pip|for|\.|\.venv/bin/\w+) .*)$", re
 # what needs a browser, a database, a GPU's index or the gate itself: the first two have tests of their own
 DATA = {"with glas ": "GlaS", "axon_myelin_small": "AxonMyelinSEM"}  # what a line needs: its folder there
 LONG = ("experiments.study", "analysis.statistics", "axon_myelin_small", "with glas cpu", "experiments.benchmark score")
-ELSEWHERE = ("make omniboard", "mongodb://", "pip install --force-reinstall", "make test", "make PYTHON")
+ELSEWHERE = (
+    "make omniboard",
+    "mongodb://",
+    "folder.root=my_images",
+    "pip install --force-reinstall",
+    "make test",
+    "make PYTHON",
+)
 
 
 def printed(*files):
