@@ -161,6 +161,9 @@ def test_a_presets_settings_of_what_takes_no_part_fall_away_typed_ones_do_not(
         experiment.run("print_config", {"bald.corrected": False}, [str(preset)])
     with pytest.raises(Refused, match="smoke sets dataset=phantom after glas, whose settings of glas then take no"):
         experiment.run("print_config", {}, ["glas", "smoke"])
+    for presets in (["quick", "smoke"], ["smoke", "quick"]):  # which is for any dataset
+        config = experiment.run("print_config", {"lite.weights": "none"}, presets).config
+        assert (config["dataset"], config["model"]) == ("phantom", "lite") and not {"glas", "unet"} & config.keys()
 
 
 def test_misspelt_key_in_a_preset_file(typed, tmp_path):

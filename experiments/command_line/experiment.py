@@ -269,7 +269,7 @@ class SelectiveExperiment(Experiment):
                 continue
             typed = [entry for entry in entries if entry in asked and entry not in preset_of]
             later = [entry for entry in entries if preset_of.get(entry, preset) != preset]
-            if later == ["dataset"] and not typed:
+            if later == ["dataset"] and not typed and "dataset" in self._preset(preset):  # both say which images
                 other = f"{preset_of['dataset']} sets dataset={chosen['dataset']} after {preset}"
                 fix = f"name one of the two presets, or add dataset={section}"
                 raise Refused(f"{other}, whose settings of {section} then take no part: {fix}.")
