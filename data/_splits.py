@@ -100,7 +100,9 @@ def deal(items, lists, shares, rng, name):
         for position in positions:
             source = items[position].source
             if seen.setdefault(source, part) != part:
-                raise Refused(f"Images of {source} are in {seen[source]} and in {part}: lists keep each source whole.")
+                raise Refused(
+                    f"Images of {source} are in {seen[source]} and in {part}: lists and folders keep each source whole."
+                )
     if not parts["train"]:
         raise Refused("No training images are left: give fewer to val and test.")
     return [[items[position] for position in parts[part]] for part in ("train", "val", "test")]

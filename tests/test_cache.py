@@ -200,6 +200,17 @@ def test_who_does_not_hold_the_lock_writes_nothing(drawn, tmp_path, capsys):
     assert file_in(tmp_path / "cache") == file
 
 
+def test_what_a_killed_writer_left_is_in_nobodys_way(drawn, tmp_path):
+    splits, place = drawn(), tmp_path / "cache"
+    read(splits, folder, place)
+    file = file_in(place)
+    whole = file.read_bytes()
+    file.rename(file.with_name(file.name + ".part"))
+    file.with_suffix(".lock").touch()
+    read(splits, folder, place)
+    assert file_in(place) == file and file.read_bytes() == whole
+
+
 def test_what_is_in_no_file_or_read_by_what_has_no_name_is_not_kept(tmp_path, capsys):
     image = np.zeros((4, 5, 3), np.uint8)
     for reader, said in ((lambda path: image, "which has no name"), (blank, "is no file")):

@@ -14,8 +14,8 @@ from analysis import runs
 from experiments.components import defaults
 from experiments.errors import BadData, Refused
 from experiments.evaluation import evaluation, metrics
+from experiments.network.ready import make_ready
 from experiments.store import IGNORE, Item, Split, Store, reading
-from experiments.training.trainer import make_ready
 
 FOREGROUND = slice(1, 255)
 

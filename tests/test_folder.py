@@ -512,6 +512,13 @@ def test_where_a_folder_is_missing_its_images_are_drawn_and_masks_left_out_are_t
     assert "train/masks is no folder" in refusal(tmp_path, classes="a,b")
 
 
+def test_folders_that_share_a_source_are_refused(tmp_path):
+    draw_parts(tmp_path, *LAYOUTS[0][:2], {"train": ["p1_a", "p2_a", "p3_a"], "test": ["p4_a", "p2_b"]})
+    asked = {"classes": "a,b", "source": "^(p[0-9])", "val": 0}
+    assert "Images of p2 are in train and in test: lists and folders keep" in refusal(tmp_path, **asked)
+    assert len(load(tmp_path, classes="a,b", val=0).test) == 2
+
+
 def test_lists_and_patterns_go_before_folders(tmp_path):
     draw_parts(tmp_path, *LAYOUTS[2][:2], {"train": "abcd", "val": "ab", "test": "bce"})
     given = {"images": ".", "masks": ".", "image_pattern": "{p}/{name}.png", "mask_pattern": "{p}annot/{name}.png"}
