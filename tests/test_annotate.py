@@ -9,7 +9,8 @@ from conftest import events, settings
 from PIL import Image
 
 from data._splits import deal
-from experiments.annotate import answers, request
+from experiments.acquisition import pictures
+from experiments.annotate import answers
 from experiments.errors import AwaitingLabels, BadData, Refused
 from experiments.randomness import generator
 from experiments.records.ledger import Ledger
@@ -172,6 +173,10 @@ def test_strategies_may_ask_for_the_first_images_too(lab, tmp_path):
     assert len(names) == 4 and not list((place / "prediction").iterdir())
 
 
+def test_no_two_values_of_a_mask_have_one_colour():
+    assert len({pictures.mask_colour(number) for number in range(256)}) == 256
+
+
 def save(tmp_path, array, name="a__b.png", **how):
     path = tmp_path / name
     image = Image.fromarray(array)
@@ -185,7 +190,7 @@ def save(tmp_path, array, name="a__b.png", **how):
 def test_a_mask_is_read_from_numbers_colours_and_palettes(tmp_path):
     mask = np.random.default_rng(0).integers(0, CLASSES, (6, 8)).astype(np.uint8)
     mask[0, :2] = 255
-    colours = np.array([request.colour(n) for n in range(256)], np.uint8)[mask]
+    colours = np.array([pictures.mask_colour(n) for n in range(256)], np.uint8)[mask]
     own = [0, 0, 0, 9, 9, 9, 1, 2, 3, *[7, 8, 9] * 253]
     for path in (
         save(tmp_path, mask),
@@ -195,7 +200,7 @@ def test_a_mask_is_read_from_numbers_colours_and_palettes(tmp_path):
         save(tmp_path, mask, "a.bmp"),
     ):
         assert (answers.checked(path, IMAGE, CLASSES) == mask).all(), path
-    (tmp_path / "first.png").write_bytes(request.coloured(mask))
+    (tmp_path / "first.png").write_bytes(pictures.mask_png(mask))
     assert (answers.checked(tmp_path / "first.png", IMAGE, CLASSES) == mask).all()
     answers.keep(tmp_path, answers.digest_of(mask), mask)
     assert (answers.read(tmp_path, answers.digest_of(mask), (6, 8)) == mask).all()

@@ -73,7 +73,7 @@ def test_the_command_draws_the_phantom(phantom_root, tmp_path, capsys):
     assert capsys.readouterr().out.split()[-1] == str(tmp_path / "p.png")
     with Image.open(tmp_path / "p.png") as image:
         pixels = np.array(image.convert("RGB")).reshape(-1, 3)
-    orange = (abs(pixels.astype(int) - sheet.rgb(sheet.COLOURS[1])).max(1) < 3).mean()
+    orange = (abs(pixels.astype(int) - sheet.rgb(sheet.class_colour(1))).max(1) < 3).mean()
     assert 0.002 < orange < 0.3, "the legend, the bars and the outlines are in the colour of the gland"
 
 

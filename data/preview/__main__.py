@@ -16,15 +16,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from data.doctor.dataset import asked
-from experiments.acquisition.pictures import printable
+from experiments.acquisition.pictures import class_colour, printable
 from experiments.command_line.process import one_line_errors
 from experiments.components import written
 from experiments.errors import Refused
 from experiments.records.files import write
 from experiments.store import IGNORE
 
-# of classes, where a dataset's file has no COLOURS; told apart without red and green
-COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7B4FA3", "#8C564B", "#17BECF"]
 IGNORED = "#000000"
 FILL = 0.3  # how much of a class's colour lies over its pixels
 SIDE = 320  # a larger image is thinned out
@@ -35,7 +33,7 @@ WIDTH, TEXT = 1.9, 2.6  # inches of an image and of the words beside a row
 
 def preview(about, splits, classes, colours=(), columns=5):
     """PNG bytes of the contact sheet of `splits`; a mask value v is drawn in colours[v], named classes[v]."""
-    palette = [*colours, *(COLOURS[n % len(COLOURS)] for n in range(len(colours), len(classes)))]
+    palette = [*colours, *map(class_colour, range(len(colours), len(classes)))]
     hidden = {n for n, c in enumerate(classes) if c == "background"}
     rows = list(groups(splits))
     shown, left = rows[:ROWS], rows[ROWS:]

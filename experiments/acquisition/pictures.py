@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from PIL import Image
 
 from experiments.store import IGNORE
 
@@ -17,6 +18,8 @@ LINES = {
     "predicted": {"colors": "#E69F00", "linestyles": "solid", "linewidths": 1.6},
     "true": {"colors": "#0072B2", "linestyles": "dashed", "linewidths": 1.8},
 }
+# of classes, told apart without red and green; those beyond are only different
+CLASSES = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7B4FA3", "#8C564B", "#17BECF"]
 HALO = [withStroke(linewidth=3.2, foreground="white")]  # on any stain one of line and halo is seen
 HUGE = 1e37  # what a map goes beyond is drawn as this: matplotlib subtracts
 
@@ -71,6 +74,27 @@ def queries(images, maps, titles, predicted=None, true=None, heading="", measure
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
         figure.savefig(png, format="png")
+    return png.getvalue()
+
+
+def class_colour(number):
+    """(red, green, blue) of 0 to 255 for a number of 0 to 255, no two alike, and none of them black or white."""
+    if number < len(CLASSES):
+        return tuple(bytes.fromhex(CLASSES[number][1:]))
+    return number, 97 * number % 256, 197 * number % 256
+
+
+def mask_colour(number):
+    """The colour in which a mask's PNG shows a value: class 0 black, IGNORE white, no two alike."""
+    return {0: (0, 0, 0), IGNORE: (255, 255, 255)}.get(number) or class_colour(number - 1)
+
+
+def mask_png(mask):
+    """PNG bytes of a mask (H, W) uint8: the stored numbers are its values, the palette shows them in their colours."""
+    image = Image.frombytes("P", mask.shape[::-1], np.ascontiguousarray(mask).tobytes())
+    image.putpalette([part for number in range(256) for part in mask_colour(number)])
+    png = io.BytesIO()
+    image.save(png, format="PNG")
     return png.getvalue()
 
 

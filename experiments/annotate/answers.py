@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.annotate.request import colour, name_of, named, png, size_asked
+from experiments.acquisition.pictures import mask_colour
+from experiments.annotate.request import name_of, named, png, size_asked
 from experiments.errors import BadData, Refused
 from experiments.records.cells import meant
 from experiments.records.files import write
@@ -151,7 +152,7 @@ def of_colours(path, found, classes):
 
     A palette may say which numbers its colours stand for, if they are others.
     """
-    known = {colour(n): n for n in reversed([*range(classes), IGNORE])}
+    known = {mask_colour(n): n for n in [*range(classes), IGNORE]}
     values, where = np.unique(found.reshape(-1, found.shape[-1]), axis=0, return_inverse=True)
     values = [tuple(value) for value in values.tolist()]
     other = [value for value in values if value not in known]

@@ -18,13 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from experiments.acquisition import showing
+from experiments.acquisition import pictures, showing
 from experiments.records.files import write
 from experiments.store.reading import size as size_of
-
-COLOURS = [(0, 0, 0), (230, 159, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0)]
-COLOURS += [(240, 228, 66), (123, 79, 163), (140, 86, 75), (23, 190, 207)]  # told apart without red and green
-IGNORED = (255, 255, 255)
 
 
 def name_of(cycle):
@@ -75,7 +71,7 @@ def write_image(state, place, query, index, mask, map):
     }  # fmt: skip
     if mask is not None:
         large = Image.fromarray(mask.numpy()).resize((width, height), Image.Resampling.NEAREST)
-        write(place / "prediction" / f"{name}.png", coloured(np.array(large)))
+        write(place / "prediction" / f"{name}.png", pictures.mask_png(np.array(large)))
         entry["prediction"] = f"prediction/{name}.png"
     if map is not None:
         low, high = np.percentile(map, [0.5, 99.5])
@@ -102,26 +98,10 @@ def png(array):
     return out.getvalue()
 
 
-def coloured(mask):
-    """PNG bytes of a mask (H, W) uint8 of class numbers, shown in the classes' colours; 255 is white."""
-    image = Image.frombytes("P", mask.shape[::-1], np.ascontiguousarray(mask).tobytes())
-    image.putpalette([value for number in range(256) for value in colour(number)])
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
-
-
-def colour(number):
-    """The colour (red, green, blue) of a class; those beyond the list begin anew after black."""
-    if number == 255:
-        return IGNORED
-    return COLOURS[number] if number < len(COLOURS) else COLOURS[1 + (number - 1) % (len(COLOURS) - 1)]
-
-
 def page(asked):
     """The page of a manifest, which asks for nothing from outside."""
     legend = "".join(
-        f'<span><i style="background:rgb{colour(int(value))}"></i>{value} {escape(name)}</span>'
+        f'<span><i style="background:rgb{pictures.mask_colour(int(value))}"></i>{value} {escape(name)}</span>'
         for value, name in asked["classes"].items()
     )
     rows = "".join(figure(place, image, asked["heuristic"]) for place, image in enumerate(asked["images"], 1))

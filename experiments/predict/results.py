@@ -5,11 +5,9 @@ import io
 import json
 from pathlib import Path
 
-import numpy as np
 import tifffile
-from matplotlib import colormaps
-from PIL import Image
 
+from experiments.acquisition.pictures import mask_png
 from experiments.command_line.process import unusable
 from experiments.errors import Refused
 from experiments.records.cells import harmless, meant
@@ -74,7 +72,7 @@ class Results:
             write(path, tiff(array))
         path = self.mask_of(id)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, tiff(mask) if self.kind == "tif" else png(mask, len(self.classes)))
+        write(path, tiff(mask) if self.kind == "tif" else mask_png(mask))
 
     def note(self, row):
         """Add an image's line to the table: from now on it is done."""
@@ -86,21 +84,6 @@ def line(cells):
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="").writerow(map(harmless, cells))
     return text.getvalue()
-
-
-def png(mask, classes):
-    """PNG bytes of a mask whose palette shows each class in a colour of its own; the stored numbers are the classes."""
-    image = Image.frombytes("P", mask.shape[::-1], np.ascontiguousarray(mask).tobytes())
-    image.putpalette(palette(classes))
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()
-
-
-def palette(classes):
-    """768 numbers: black for class 0, then colours that the colour-blind tell apart."""
-    colours = (np.array(colormaps["tab10"].colors) * 255).round().astype(int)
-    return [0, 0, 0, *(int(v) for number in range(1, 256) for v in colours[(number - 1) % len(colours)])]
 
 
 def tiff(array):
