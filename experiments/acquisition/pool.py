@@ -103,7 +103,7 @@ class Pool(Images):
         self.labelled, self.validation = labelled or Annotated([], [], tuple), validation or Annotated([], [], tuple)
         self.cycle, self.memory, self.learner, self.race = cycle, {} if memory is None else memory, learner, race
         self.classes, self.cycles = tuple(classes), cycles
-        self.annotated = tuple(annotated)  # whether each image has a mask already, which is not shown
+        self.annotated = tuple(annotated) or (True,) * len(self.ids)  # whether a mask exists, which is not shown
         self.passes = np.zeros(len(self.ids), dtype=int)  # how many passes have seen each image
         self._scorers, self._noted = scorers or {}, {}
 
