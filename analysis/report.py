@@ -357,7 +357,7 @@ def watch(given):
             if now != seen:
                 with redirect_stdout(io.StringIO()):  # the page itself says what is left out of it
                     page, _ = report(given.results, given.baseline, given.margin, given.watch, **runs.published(given))
-                write(given.output, page.encode(errors="replace"))
+                write(given.output, page.encode(errors="replace"), shared=True)
                 seen = now
         except (OSError, Refused) as refused:  # no run is finished yet, or a file was moved meanwhile
             print(str(refused), flush=True)

@@ -17,7 +17,7 @@ from pymongo import MongoClient
 
 from experiments import sync
 from experiments.records import mongo as projection
-from experiments.records.files import hold, release, write
+from experiments.records.files import hold, release, replace, write
 from experiments.records.sacred_record import with_notes
 from experiments.records.stored_records import completed, mark_killed, records
 
@@ -356,3 +356,18 @@ def test_what_is_lost_in_the_database_is_made_anew_but_deleted_runs_stay_deleted
         assert projection.incomplete(database, list(database.runs.find())) == set()
         capsys.readouterr()
         assert sync.main(results, url) and capsys.readouterr().out.startswith("0 stored, 2 were already")
+
+
+def test_what_several_processes_write_at_once_is_whole_and_ends_none(tmp_path):
+    """Of two that take turns in the steps of a replacement, neither finds its half file taken away."""
+    path, halves = tmp_path / "study.yaml", []
+
+    def parts(data, more=()):
+        yield data[:5]
+        halves.append(len(list(tmp_path.glob("*.part"))))
+        for other in more:
+            write(path, other, shared=True)  # the other begins and ends while this one is at work
+        yield data[5:]
+
+    replace(path, parts(b"the first one", [b"the second"]), shared=True)
+    assert path.read_bytes() == b"the first one" and halves == [1] and list(tmp_path.iterdir()) == [path]

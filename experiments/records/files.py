@@ -4,6 +4,7 @@ import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from experiments.command_line.process import unusable
 
@@ -26,20 +27,22 @@ def append_line(path, line):
         raise unusable(path, error, "written", ", then the same command continues") from error
 
 
-def write(path, data):
+def write(path, data, shared=False):
     """Replace `path` by `data` in one step: a crash leaves the old file or the new one, never half of one.
 
-    Raises Refused. A killed writer leaves `<path>.part`: who holds the lock of what lies there removes it.
+    Raises Refused. A killed writer leaves `<path>.part`: who holds the lock of what lies there removes it. `shared`:
+    nobody does, and several processes may write at once; the last one's file stays.
     """
     try:
-        replace(path, [data])
+        replace(path, [data], shared)
     except OSError as error:
         raise unusable(path, error, "written", ", then the same command continues") from error
 
 
-def replace(path, parts):
+def replace(path, parts, shared=False):
     """As `write`, by bytes that come in parts. Raises OSError."""
-    part = path.with_name(path.name + ".part")
+    own = f".{uuid4().hex[:12]}" if shared else ""
+    part = path.with_name(f"{path.name}{own}.part")
     part.unlink(missing_ok=True)
     try:
         with open(part, "xb") as file:  # never through a link that lies there

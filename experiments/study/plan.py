@@ -58,7 +58,7 @@ def keep(study, place, digest):
     """Store the study with its results, under the hash that the ledgers name."""
     try:
         place.mkdir(parents=True, exist_ok=True)
-        write(place / f"{digest[:12]}.yaml", grid.written(study).encode())
+        write(place / f"{digest[:12]}.yaml", grid.written(study).encode(), shared=True)
     except OSError as error:
         raise unusable(place, error, "written", ", or set --results") from error
 
