@@ -7,15 +7,15 @@ import json
 import os
 from pathlib import Path
 
-from experiments import steps
 from experiments.acquisition import prediction, querying, selection
-from experiments.command_line.experiment import SelectiveExperiment
+from experiments.components.experiment import SelectiveExperiment
 from experiments.components.settings import Range
 from experiments.errors import Refused
 from experiments.evaluation import evaluation
 from experiments.records.ledger import CEILING
 from experiments.records.observers import observers
 from experiments.records.sacred_record import keep_output
+from experiments.steps import begin, loop, results
 from experiments.training import augment, operations, trainer, weights
 
 
@@ -51,7 +51,7 @@ def check(config, components, command):
     selection.check(components["heuristic"], components["batch"], querying.reduction(config), race)
     selection.scorers(config["noted"])
     if command in ("main", "full"):
-        steps.check({**config, **CEILING} if command == "full" else config, components, ex.usual())
+        begin.check({**config, **CEILING} if command == "full" else config, components, ex.usual())
 
 
 ex = SelectiveExperiment(
@@ -60,7 +60,7 @@ ex = SelectiveExperiment(
     fractions=("start", "query", "pool_size"),
     check=check,
     observe=observers,
-    begun=steps.begun,
+    begun=begin.begun,
 )
 
 
@@ -134,15 +134,15 @@ def full(_config, _run):
 
 def learn(config, run):
     """One run, gone on with where its ledger ends; returns the last test Dice, None without test images."""
-    with keep_output(run), steps.prepare(config, run, ex.components, ex.usual()) as state:
-        queries = steps.initial(state)
+    with keep_output(run), begin.prepare(config, run, ex.components, ex.usual()) as state:
+        queries = loop.initial(state)
         for cycle in range(config["cycles"] + 1):
-            steps.label(state, queries, cycle)
-            dice = steps.train_and_test(state, cycle)
+            loop.label(state, queries, cycle)
+            dice = loop.train_and_test(state, cycle)
             if cycle == config["cycles"] or not state.active.n_unlabelled:
                 break
-            queries = steps.query(state, cycle)
-        steps.conclude(state)
+            queries = loop.query(state, cycle)
+        results.conclude(state)
         return dice
 
 

@@ -6,8 +6,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from experiments.command_line.process import one_line_errors
 from experiments.components import ROOT
+from experiments.errors.process import one_line_errors
 
 NOTEBOOKS = ROOT / "analysis" / "notebooks"
 

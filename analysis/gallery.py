@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 
 from experiments.acquisition import needs, pictures, prediction, querying, selection
 from experiments.acquisition.pool import open_pool
-from experiments.command_line.process import one_line_errors
 from experiments.components import configure, load, names
+from experiments.components.randomness import generator
 from experiments.errors import Refused
+from experiments.errors.process import one_line_errors
 from experiments.predict.opened import open_run, splits_of
-from experiments.randomness import generator
 from experiments.records.files import write
 from experiments.records.progress import say
 from experiments.store import Store

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from analysis import runs, statistics
-from experiments.command_line.process import one_line_errors, unusable
 from experiments.errors import Refused
+from experiments.errors.process import one_line_errors, unusable
 
 # Okabe & Ito's colours, told apart by colour-blind readers; markers tell the methods apart without colour
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from analysis.ledgers import bounded, events_of, walk
 from analysis.plots import COLOURS, MARKERS
+from experiments.components.randomness import generator
 from experiments.errors import Refused
-from experiments.randomness import generator
 from experiments.records.cells import meant
 
 OWN = ["id", "group", "picked", "score"]  # the columns that every table of a query has

@@ -22,8 +22,8 @@ from PIL import Image
 
 from analysis import labels_saved, plots, runs, sequential, statistics
 from analysis.ledgers import aloud, bare_arrays, bounded, curve_of, finished, silent, walk
-from experiments.command_line.process import one_line_errors, unusable
 from experiments.errors import Refused
+from experiments.errors.process import one_line_errors, unusable
 from experiments.records.cells import harmless
 from experiments.records.files import write
 

@@ -17,8 +17,8 @@ from scipy import optimize, stats
 
 from analysis import runs
 from analysis.ledgers import printable
-from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
+from experiments.errors.process import one_line_errors
 
 CEILING = "full"  # the label of runs on all training labels
 FEW_DATASETS = 6  # Wilcoxon's p of 5 pairs cannot go below .0625, so fewer datasets can never tell

@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from data._pairs import as_part, natural, told
+from experiments.components.randomness import generator
 from experiments.errors import Refused
-from experiments.randomness import generator
 from experiments.store.reading import read_text
 
 NAMES = {

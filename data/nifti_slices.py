@@ -17,9 +17,9 @@ from sacred import Ingredient
 from data._pairs import natural
 from data._slices import ALLOWED as SLICES
 from data._slices import as_bytes, as_classes, check_classes, hold_out, joined, package, slice_of
+from experiments.components.randomness import generator
 from experiments.components.settings import Range
 from experiments.errors import BadData, Refused
-from experiments.randomness import generator
 from experiments.store import IGNORE, Item  # noqa: F401  a dataset has IGNORE
 from experiments.store.reading import MAX_WEIGHTS, regular, resized
 

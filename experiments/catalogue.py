@@ -8,9 +8,9 @@ import sys
 from difflib import get_close_matches
 from pathlib import Path
 
-from experiments.command_line.process import one_line_errors
 from experiments.components import FOLDERS, defaults, load, names
 from experiments.errors import Refused
+from experiments.errors.process import one_line_errors
 
 
 def catalogue(asked=()):

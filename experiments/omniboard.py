@@ -22,8 +22,8 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 from pymongo.uri_parser import parse_uri
 
-from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
+from experiments.errors.process import one_line_errors
 
 OMNIBOARD = "omniboard@2.16.1"
 URL = "mongodb://127.0.0.1:27017/sacred"

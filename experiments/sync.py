@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
+from experiments.errors.process import one_line_errors
 from experiments.records.mongo import compare, lost, opened, reason, upsert_run
 from experiments.records.stored_records import mark_killed, read_record, records
 

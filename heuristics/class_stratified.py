@@ -14,8 +14,8 @@ from sacred import Ingredient
 
 from experiments.acquisition.prediction import entropy, winner
 from experiments.acquisition.ranking import ranking
+from experiments.components.randomness import uniform
 from experiments.components.settings import Range
-from experiments.randomness import uniform
 from heuristics.badge import gathered
 from heuristics.batches.power import log_scores
 

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from experiments.acquisition import conformal
 from experiments.acquisition.ranking import shuffled
+from experiments.components.randomness import key, uniform
 from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.randomness import key, uniform
 
 ingredient = Ingredient("crc")
 

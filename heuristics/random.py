@@ -5,7 +5,7 @@ Each image's draw is keyed by its id, so the order or number of the files change
 
 from sacred import Ingredient
 
-from experiments.randomness import uniform
+from experiments.components.randomness import uniform
 
 ingredient = Ingredient("random")
 NEEDS_MODEL = False

@@ -14,6 +14,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -48,38 +49,49 @@ def command(*words, cwd, **updates):
     return subprocess.Popen(line, cwd=cwd, env=plain, stdout=pipe, stderr=pipe, text=True)
 
 
-@contextmanager
-def components_folders(writing=False, held=[]):  # noqa: B006  what this process holds already
-    """Tests put files into heuristics/ and its like: who writes some is alone, who reads all waits for that."""
-    with open(Path(tempfile.gettempdir(), f"askmask_components_{os.getuid()}.lock"), "a") as file:
-        if not held:
-            fcntl.flock(file, fcntl.LOCK_EX if writing else fcntl.LOCK_SH)
-        held.append(file)
-        try:
-            yield
-        finally:
-            held.remove(file)
+# who writes into the project's folders waits for `alone`; nobody begins another test while one waits for that
+DOORS = {
+    name: open(Path(tempfile.gettempdir(), f"askmask_tests_{crc32(bytes(ROOT)):x}_{os.getuid()}.{name}"), "a")
+    for name in ("turn", "alone")
+}
+OWN = []  # the files that this process has put there
 
 
-@pytest.fixture
-def settled_components():
-    """No test's own component lies in the folders meanwhile."""
-    with components_folders():
-        yield
+def enter(how):
+    """Hold the project's folders with the tests of other processes, LOCK_SH, or without any, LOCK_EX."""
+    for door, lock in (("alone", fcntl.LOCK_UN), ("turn", how), ("alone", how), ("turn", fcntl.LOCK_UN)):
+        fcntl.flock(DOORS[door], lock)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Whatever a test runs reads the project's folders: none is under way while another has a file of its own there."""
+    if not OWN:
+        enter(fcntl.LOCK_SH)
+    try:
+        return (yield)
+    finally:
+        if not OWN:
+            enter(fcntl.LOCK_UN)
 
 
 @contextmanager
 def own_file(file, text):
-    """A component of the test's own in one of the folders, gone afterwards."""
-    with components_folders(writing=True):
-        assert not file.exists()
-        try:
-            file.write_text(text)
-            importlib.invalidate_caches()
-            yield file
-        finally:
-            file.unlink()
-            sys.modules.pop(".".join(file.relative_to(ROOT).with_suffix("").parts), None)
+    """A component of the test's own in one of the folders, gone afterwards; no other test is under way meanwhile."""
+    if not OWN:
+        enter(fcntl.LOCK_EX)
+    assert not file.exists()
+    OWN.append(file)
+    try:
+        file.write_text(text)
+        importlib.invalidate_caches()
+        yield file
+    finally:
+        file.unlink()
+        sys.modules.pop(".".join(file.relative_to(ROOT).with_suffix("").parts), None)
+        OWN.remove(file)
+        if not OWN:
+            enter(fcntl.LOCK_SH)
 
 
 def free_port():

@@ -11,8 +11,8 @@ from PIL import Image
 from data._splits import deal
 from experiments.acquisition import pictures
 from experiments.annotate import answers
+from experiments.components.randomness import generator
 from experiments.errors import AwaitingLabels, BadData, Refused
-from experiments.randomness import generator
 from experiments.records.ledger import Ledger
 from experiments.store import Item
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import components_folders
 
 from experiments.catalogue import catalogue, markdown, show
 from experiments.errors import Refused
@@ -55,13 +54,9 @@ def projects(entries, files):
     return {e: [c for c in entries[e] if f"{folder}/{c['name']}.py" in files] for e, folder in FOLDERS.items()}
 
 
-pytestmark = pytest.mark.usefixtures("settled_components")
-
-
 @pytest.fixture(scope="module")
 def entries():
-    with components_folders():
-        return catalogue()
+    return catalogue()
 
 
 @pytest.mark.parametrize("entry", PUBLISHED)

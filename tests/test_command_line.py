@@ -14,9 +14,9 @@ from conftest import ROOT, TEST, command, events, ledger_bytes, own_file, settin
 from PIL import Image
 
 from data import phantom
-from experiments import steps
+from experiments.components.randomness import generator
 from experiments.errors import BadData, Refused
-from experiments.randomness import generator
+from experiments.steps import begin
 from experiments.training import trainer
 
 REFUSALS = [
@@ -205,7 +205,7 @@ def test_missing_dataset_folder(typed, tmp_path):
 
 
 def test_start_as_a_share(smoke, tmp_path):
-    assert [steps.count(share, 16) for share in (0.1, 1.0, 1, 0.01, 99)] == [2, 16, 1, 1, 16]
+    assert [begin.count(share, 16) for share in (0.1, 1.0, 1, 0.01, 99)] == [2, 16, 1, 1, 16]
     smoke(start=0.1, query=0.5, to="share")
     first, _, queried, _ = events(tmp_path / "share")
     assert len(first["queries"]) == 2 and len(queried["queries"]) == 8

@@ -185,7 +185,6 @@ def test_broken_strangers_disturb_nobody(experiment, capsys):
         assert "zz_broken.py, line 1: SyntaxError" in listed[entry]["zz_broken"] and len(listed[entry]) > 1
 
 
-@pytest.mark.usefixtures("settled_components")
 @pytest.mark.parametrize("entry", FOLDERS)
 def test_what_is_read_of_a_file_is_what_it_sets(entry):
     for name in names(entry):

@@ -23,12 +23,12 @@ from test_heuristics import (  # noqa: F401  attach and model are fixtures
     predictor,
 )
 
-from experiments import steps
 from experiments.acquisition import conformal, needs, selection
 from experiments.acquisition.pool import Annotated, Pool
 from experiments.components import load
 from experiments.errors import Refused
 from experiments.store import IGNORE
+from experiments.training import trainer
 from heuristics import crc
 from heuristics.batches import top
 
@@ -410,13 +410,13 @@ HELD_OUT = {"heuristic": "crc", "crc.calibrate": "held_out", "crc.alpha": 0.25, 
 
 
 def test_held_out_images_are_in_the_ledger_and_never_in_training(smoke, tmp_path, monkeypatch):
-    trained, fit = [], steps.trainer.fit
+    trained, fit = [], trainer.fit
 
     def seen(model, train, labelled, *rest, **more):  # noqa: F811
         trained.append({train.ids[i] for i in labelled})
         return fit(model, train, labelled, *rest, **more)
 
-    monkeypatch.setattr(steps.trainer, "fit", seen)
+    monkeypatch.setattr(trainer, "fit", seen)
     smoke(**HELD_OUT, cycles=2)
     found = events(tmp_path / "results", "crc")
     labelled, held = set(), []

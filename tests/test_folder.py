@@ -14,8 +14,8 @@ from PIL import Image
 
 from data import folder, glas
 from experiments.components import defaults
+from experiments.components.randomness import generator
 from experiments.errors import Refused
-from experiments.randomness import generator
 from experiments.store import IGNORE, Store
 
 REAL = Path(__file__).resolve().parents[2] / "shared/data"

@@ -10,9 +10,9 @@ import torch
 from conftest import own_file
 
 from analysis import plots, report, runs, statistics
-from experiments import steps
 from experiments.components import ROOT
 from experiments.errors import BadData, Refused
+from experiments.steps import loop
 from experiments.store import IGNORE, foreground
 
 SHAPES = '''"""Shapes: drawn squares, 1 in every image and 2 in few, for tests."""
@@ -158,4 +158,4 @@ def test_foreground_is_counted_as_the_dataset_has_it():
     """Where no class is called background the first one is paid for too; what is ignored never is."""
     mask = torch.tensor([[0, 1, 2], [IGNORE, 0, 1]], dtype=torch.uint8)
     for classes, expected in ((("background", "a", "b"), 3), (("sky", "a", "b"), 5)):
-        assert steps.cost([mask], foreground(classes).start)["foreground"] == expected
+        assert loop.cost([mask], foreground(classes).start)["foreground"] == expected

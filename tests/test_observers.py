@@ -19,12 +19,13 @@ from conftest import ROOT, command, events, free_port, join_heartbeat, ledger_by
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
-from experiments import steps, sync
-from experiments.command_line import address
+from experiments import sync
+from experiments.components import address
 from experiments.errors import Refused, Terminated
 from experiments.records import mongo as projection
 from experiments.records import observers
 from experiments.records.sacred_record import LARGEST
+from experiments.steps import loop
 
 
 def measured(results, label="bald"):
@@ -215,13 +216,13 @@ def disturbed(smoke, tmp_path, undisturbed, capsys, monkeypatch):
 
     def run(url, **do):
         for step, action in do.items():
-            inner = getattr(steps, step)
+            inner = getattr(loop, step)
 
             def outer(state, *more, action=action, inner=inner):
                 action(state)
                 return inner(state, *more)
 
-            monkeypatch.setattr(steps, step, outer)
+            monkeypatch.setattr(loop, step, outer)
         capsys.readouterr()
         ended = smoke(mongo_url=url)
         join_heartbeat(ended)
@@ -424,7 +425,7 @@ def test_failed_and_interrupted_runs_keep_what_they_said(smoke, disturbed, mongo
     url = f"mongodb://127.0.0.1:{mongo}/stopped"
     for error in (RuntimeError("boom"), Terminated("Terminated: the same command continues.")):
         with monkeypatch.context() as patch, pytest.raises(type(error)):
-            patch.setattr(steps, "query", lambda state, cycle, error=error: raise_(error))
+            patch.setattr(loop, "query", lambda state, cycle, error=error: raise_(error))
             smoke(mongo_url=url)
     disturbed(url)
     with opened(url) as database:

@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from experiments.command_line.experiment import presets
+from experiments.components.experiment import presets
 from experiments.errors import Refused
 
 PUBLISHED = ("al_mgs", "crc_al_camvid", "crc_al_voc", "md_sam_al", "segal_camvid", "stochastic_batches")

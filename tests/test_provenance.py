@@ -83,7 +83,7 @@ def test_the_sources_of_this_project_are_found():
     one, other = provenance.hash_sources([bald]), provenance.hash_sources([])
     assert one != other and active.__file__
     found = provenance.imported((provenance.ROOT / "active.py").read_bytes())
-    assert {"steps.py", "trainer.py", "prediction.py"} <= {path.name for path in found}
+    assert {"loop.py", "trainer.py", "prediction.py"} <= {path.name for path in found}
 
 
 def test_other_threads_are_refused_and_with_resume_anyway_recorded(smoke, copied, tmp_path, capsys):
@@ -207,7 +207,7 @@ def blackened(phantom_root, tmp_path, *names):
 def ids_of(phantom_root):
     """Ids of (the training, the validating) images."""
     from data import phantom
-    from experiments.randomness import generator
+    from experiments.components.randomness import generator
 
     rng = generator(0, "phantom", "split")
     train, val, *_ = phantom.load(rng=rng, root=str(phantom_root), seed=0, crop=64, folds=5, fold=0)

@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT
 
 from experiments import components
-from experiments.command_line.address import of_option, without_credentials
 from experiments.components import FOLDERS, allowed, check_settings, defaults, load, names, settings
+from experiments.components.address import of_option, without_credentials
 from experiments.errors import Refused
 
 OBJECT = {"py/reduce": [{"py/function": "posix.system"}, {"py/tuple": ["touch ran"]}]}
@@ -115,7 +115,6 @@ def sections(experiment):
             yield name, load(entry, name).ingredient
 
 
-@pytest.mark.usefixtures("settled_components")
 def test_every_number_has_a_range_and_every_default_lies_in_it(experiment):
     checked = 0
     for path, part in [("", experiment), *sections(experiment)]:
@@ -140,7 +139,6 @@ def outside(limit):
     return wrong + [limit.above] * (limit.above > -1e300) + [limit.below] * (limit.below < 1e300)
 
 
-@pytest.mark.usefixtures("settled_components")
 def test_numbers_out_of_range_and_other_words_are_refused_with_what_is_right(experiment):
     tried = 0
     for path, part in sections(experiment):

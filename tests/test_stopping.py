@@ -17,9 +17,8 @@ import pytest
 from conftest import ROOT, command, ledger_bytes, settings
 from PIL import Image
 
-from experiments.command_line import process
-from experiments.command_line.process import refusal, signals_noted, stop_asked, stop_if_asked
-from experiments.errors import Refused, Terminated
+from experiments.errors import Refused, Terminated, process
+from experiments.errors.process import refusal, signals_noted, stop_asked, stop_if_asked
 from experiments.records.files import append_line, write
 
 
@@ -78,7 +77,7 @@ def test_ignored_signals_stay_ignored():
 def test_a_step_that_does_not_end_is_ended():
     code = """if True:
         import hashlib, os
-        from experiments.command_line import process
+        from experiments.errors import process
         process.GRACE = 0.2
         with process.signals_noted(lambda number: os._exit(number)):
             print("working", flush=True)
@@ -94,7 +93,7 @@ def test_a_step_that_does_not_end_is_ended():
 def test_output_that_cannot_be_written_is_dropped(closed):
     code = """if True:
         import sys
-        from experiments.command_line.process import drop_unwritable_output
+        from experiments.errors.process import drop_unwritable_output
         drop_unwritable_output()
         for number in range(20_000):
             print(number, flush=number % 2)
@@ -175,7 +174,7 @@ def test_a_limit_of_open_files_is_not_the_images_fault(tmp_path):
     code = """if True:
         import resource, sys
         from PIL import PngImagePlugin
-        from experiments.command_line import process
+        from experiments.errors import process
         from experiments.store.reading import decode
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
         try:

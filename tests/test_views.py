@@ -17,8 +17,8 @@ from experiments.acquisition import pictures, querying, selection, views
 from experiments.acquisition.pool import Annotated, Pool
 from experiments.acquisition.prediction import moments
 from experiments.components import defaults, load, names
+from experiments.components.randomness import generator as keyed
 from experiments.errors import Refused
-from experiments.randomness import generator as keyed
 from heuristics import alpha_mix, bald, entropy, mask_discrepancy, none, specular, tta
 
 pytestmark = pytest.mark.usefixtures("single_thread")

@@ -15,8 +15,8 @@ from data.doctor.examine import Fault, examine
 from data.doctor.fixes import mend
 from data.doctor.pairs import paired
 from data.doctor.sets import by_kind
-from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
+from experiments.errors.process import one_line_errors
 from experiments.records.files import write
 from experiments.store.reading import files_of
 

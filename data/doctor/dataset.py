@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.command_line.words import literal
 from experiments.components import PATHS, allowed, defaults, load, names, settings
+from experiments.components.randomness import generator
+from experiments.components.words import literal
 from experiments.errors import Refused, hint
-from experiments.randomness import generator
 from experiments.store import Splits
 
 

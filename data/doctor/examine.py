@@ -16,8 +16,8 @@ from data.doctor.files import ANYWAY, FILE, LISTING, NO_NUMBERS, harmless, look
 from data.doctor.fixes import FIXES
 from data.doctor.pixels import IMAGE, MASK, PAIR, other_colours, spoilt, undeclared
 from data.doctor.sets import SET, SIDE, Record, digest
-from experiments.command_line.process import stop_if_asked
 from experiments.errors import Refused
+from experiments.errors.process import stop_if_asked
 from experiments.store import Item, Splits
 from experiments.store.reading import files_of
 

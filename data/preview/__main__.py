@@ -17,9 +17,9 @@ from matplotlib.patches import Patch, Rectangle
 
 from data.doctor.dataset import asked
 from experiments.acquisition.pictures import class_colour, printable
-from experiments.command_line.process import one_line_errors
 from experiments.components import written
 from experiments.errors import Refused
+from experiments.errors.process import one_line_errors
 from experiments.records.files import write
 from experiments.store import IGNORE
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
+from experiments.components.randomness import key
 from experiments.components.settings import Range
 from experiments.errors import Refused
 from experiments.network.device import PRECISIONS, ran_out_of_memory
-from experiments.randomness import key
 
 ingredient = Ingredient("prediction")
 

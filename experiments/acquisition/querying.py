@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.acquisition import selection
 from experiments.acquisition.pool import open_pool
-from experiments.randomness import generator, key, uniform
+from experiments.components.randomness import generator, key, uniform
 from experiments.records.cells import harmless
 
 

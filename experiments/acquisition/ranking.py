@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from experiments.randomness import uniform
+from experiments.components.randomness import uniform
 
 
 def ranking(scores, ids, rng):

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 
-from experiments.randomness import generator
+from experiments.components.randomness import generator
 
 
 def augmented(model, x, ids, place, k, rotation, noise, flip):

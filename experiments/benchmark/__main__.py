@@ -11,8 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 from experiments.benchmark import report
-from experiments.command_line.process import one_line_errors
 from experiments.errors import Refused
+from experiments.errors.process import one_line_errors
 from experiments.training import trainer
 
 COMMANDS = {

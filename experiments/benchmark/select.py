@@ -6,8 +6,8 @@ import torch
 from experiments.acquisition.pool import Pool
 from experiments.benchmark import timing
 from experiments.components import load
+from experiments.components.randomness import uniform
 from experiments.errors import Refused
-from experiments.randomness import uniform
 
 OPTIONS = {
     "rounds": (5, "all variants once in each"),

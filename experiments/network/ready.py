@@ -18,8 +18,8 @@ indexed, never iterated, so that torch.fx can take it as a whole where it cannot
 
 import torch
 
+from experiments.components.randomness import key
 from experiments.network import checkpoint
-from experiments.randomness import key
 
 
 def make_ready(model, mean, std, device):

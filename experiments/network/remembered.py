@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from experiments.command_line.process import reason_and_advice
 from experiments.errors import Refused
+from experiments.errors.process import reason_and_advice
 from experiments.network.checkpoint import hash_weights
 from experiments.network.dropout import drops
 from experiments.network.layers import maps as maps_in

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from experiments.command_line.process import one_line_errors
 from experiments.components import load
 from experiments.errors import BadData, Refused
+from experiments.errors.process import one_line_errors
 from experiments.predict.opened import open_run, scaled, seen_size
 from experiments.predict.results import FORMATS, Results
 from experiments.records.files import write

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from experiments.components import configure, load, written
+from experiments.components.randomness import generator
 from experiments.errors import Refused
 from experiments.network import checkpoint
 from experiments.network.ready import build
-from experiments.randomness import generator
 from experiments.records import ledger
 from experiments.records.compare import refuse_other_origin
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import tifffile
 
 from experiments.acquisition.pictures import mask_png
-from experiments.command_line.process import unusable
 from experiments.errors import Refused
+from experiments.errors.process import unusable
 from experiments.records.cells import harmless, meant
 from experiments.records.files import append_line, write
 from experiments.store.reading import read_text

@@ -12,8 +12,8 @@ from hashlib import sha256
 
 import numpy as np
 
-from experiments.command_line.process import unusable
 from experiments.errors import Refused
+from experiments.errors.process import unusable
 
 LARGEST, LONGEST = 2**30, 2**26  # bytes of a ledger and of one of its lines
 SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"\}\n')

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-from experiments.command_line.process import unusable
+from experiments.errors.process import unusable
 
 
 def append_line(path, line):

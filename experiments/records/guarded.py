@@ -5,7 +5,7 @@ from functools import wraps
 
 from tqdm import tqdm
 
-from experiments.command_line.process import reason_and_advice
+from experiments.errors.process import reason_and_advice
 
 
 def guarded(event):

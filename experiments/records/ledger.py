@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.command_line.process import unusable
 from experiments.errors import Refused
+from experiments.errors.process import unusable
 from experiments.network.checkpoint import hash_weights, refuse_not_finite
 from experiments.records.chain import Chain
 from experiments.records.compare import (

@@ -18,9 +18,9 @@ from bson import Binary, ObjectId
 from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError, ConfigurationError, DuplicateKeyError, OperationFailure, PyMongoError
 
-from experiments.command_line.process import refusal
 from experiments.components import ROOT
 from experiments.errors import Refused
+from experiments.errors.process import refusal
 from experiments.records.ledger import read
 from experiments.records.stored_records import mark_if_killed, measured, read_record, records
 

@@ -6,7 +6,7 @@ from time import monotonic
 
 from sacred.observers import RunObserver
 
-from experiments.command_line.process import stop_asked
+from experiments.errors.process import stop_asked
 from experiments.records.guarded import say
 from experiments.records.ledger import CEILING, finished
 from experiments.records.run_files import RunFiles

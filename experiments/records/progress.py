@@ -5,7 +5,7 @@ from time import monotonic, strftime
 
 from tqdm import tqdm
 
-from experiments.command_line.process import stop_if_asked
+from experiments.errors.process import stop_if_asked
 
 EVERY = 300  # seconds without a line in a log, after which one says how far the run is
 

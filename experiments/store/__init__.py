@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from experiments.command_line.process import stop_if_asked
 from experiments.errors import BadData
+from experiments.errors.process import stop_if_asked
 from experiments.network.device import at_once
 from experiments.store.reading import decode, refuse_averaged  # noqa: F401  a dataset file takes all it needs from here
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.command_line.process import reason_and_advice, stop_if_asked
+from experiments.errors.process import reason_and_advice, stop_if_asked
 from experiments.records.files import hold, release, replace
 from experiments.records.progress import say
 from experiments.records.provenance import hash_sources

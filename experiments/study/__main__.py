@@ -11,13 +11,13 @@ from pathlib import Path
 from time import monotonic
 
 import active
-from experiments.command_line.process import (
+from experiments.errors import Refused
+from experiments.errors.process import (
     drop_unwritable_output,
     refusal,
     signals_noted,
     stop_if_asked,
 )
-from experiments.errors import Refused
 from experiments.records.progress import duration, say
 from experiments.study import estimate, grid, looks, plan, workers
 from experiments.study.forked import Lifeline, answer, import_libraries

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import sleep
 
-from experiments.command_line.process import stop_if_asked
 from experiments.components import written
 from experiments.errors import Refused
+from experiments.errors.process import stop_if_asked
 from experiments.records.ledger import read
 from experiments.study.forked import POLL, fork
 

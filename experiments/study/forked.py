@@ -12,8 +12,8 @@ from importlib import import_module
 from select import select
 from threading import Thread
 
-from experiments.command_line.process import SIGNALS, one_line_errors, stop_if_asked
 from experiments.errors import Refused
+from experiments.errors.process import SIGNALS, one_line_errors, stop_if_asked
 
 POLL = 0.1  # seconds between two looks at signals
 LIBRARIES = ("torch.optim", "torch.nn", "torch._dynamo", "baal.active", "monai.losses", "safetensors.torch")

@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 
 import active
-from experiments.command_line.words import literal, refuse_groups
 from experiments.components import FOLDERS, allowed, defaults, load, names, settings
+from experiments.components.words import literal, refuse_groups
 from experiments.errors import Refused, hint, listed, shown
 
 RANGE = re.compile(r"(\d+)-(\d+)")

@@ -4,8 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from experiments.command_line.process import unusable
 from experiments.errors import Refused
+from experiments.errors.process import unusable
 from experiments.records.compare import refuse_other_settings
 from experiments.records.files import write
 from experiments.records.ledger import read

@@ -7,8 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic, sleep
 
-from experiments.command_line.process import stop_if_asked, unusable
 from experiments.errors import Refused, Terminated
+from experiments.errors.process import stop_if_asked, unusable
 from experiments.records.files import hold, release
 from experiments.records.ledger import finished
 from experiments.records.stored_records import completed

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
+from experiments.components.randomness import generator
 from experiments.network.layers import layer_outputs
-from experiments.randomness import generator
 from experiments.training import augment, operations
 
 

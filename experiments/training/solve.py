@@ -13,8 +13,8 @@ A model is solved if its module has `solved`, {"l2": strengths to try, "choose":
 import torch
 
 from experiments.acquisition.prediction import floats
+from experiments.components.randomness import generator
 from experiments.network import checkpoint
-from experiments.randomness import generator
 from experiments.store import IGNORE
 from experiments.training.losses import LOSSES, masked
 from experiments.training.trainer import ingredient, validate

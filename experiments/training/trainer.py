@@ -9,13 +9,13 @@ import torch
 from sacred import Ingredient
 
 from experiments.acquisition.prediction import floats, pass_keys, predict, two_sided, winner
+from experiments.components.randomness import generator, key
 from experiments.components.settings import Range
 from experiments.errors import Refused
 from experiments.evaluation import metrics
 from experiments.network import checkpoint, ready
 from experiments.network.device import PRECISIONS, autocast, compiled_for, ran_out_of_memory
 from experiments.network.layers import layer_outputs
-from experiments.randomness import generator, key
 from experiments.training import augment, operations
 from experiments.training.losses import LOSSES
 

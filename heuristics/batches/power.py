@@ -9,9 +9,9 @@ import numpy as np
 from sacred import Ingredient
 
 from experiments.acquisition.ranking import ranking
+from experiments.components.randomness import uniform
 from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.randomness import uniform
 
 ingredient = Ingredient("power")
 

@@ -18,9 +18,6 @@ from sacred import SETTINGS, Experiment, arg_parser, ingredient, initialize
 from sacred.dependencies import Source, get_digest
 from sacred.utils import apply_backspaces_and_linefeeds, convert_to_nested_dict, recursive_update
 
-from experiments.command_line import words
-from experiments.command_line.address import UNKNOWN, of_option, without_credentials
-from experiments.command_line.process import drop_unwritable_output, refusal, signals_noted
 from experiments.components import (
     FOLDERS,
     PATHS,
@@ -32,9 +29,12 @@ from experiments.components import (
     names,
     settings,
     source_files,
+    words,
     written,
 )
+from experiments.components.address import UNKNOWN, of_option, without_credentials
 from experiments.errors import Refused, Terminated, hint, listed, shown
+from experiments.errors.process import drop_unwritable_output, refusal, signals_noted
 
 # what Sacred logs and our own lines say better, or the user has asked for with runs_dir=""
 UNSAID = {"Aborted after %s!", "Failed after %s!", "No observers have been added to this run"}

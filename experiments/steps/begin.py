@@ -1,0 +1,206 @@
+"""The beginning of a run: its dataset found, an earlier ledger gone on with or a new one opened, the model built."""
+
+import gc
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.acquisition import needs, trial
+from experiments.components import PRESETS, written
+from experiments.components.randomness import generator
+from experiments.errors import Refused
+from experiments.evaluation import evaluation, metrics
+from experiments.network import checkpoint
+from experiments.network.device import check_compiling, memory_explained
+from experiments.network.ready import build
+from experiments.records import ledger
+from experiments.records.chain import ASIDE
+from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks, refuse_other_origin
+from experiments.records.ledger import CEILING, Ledger, is_finished
+from experiments.records.progress import Progress, plan, say
+from experiments.records.provenance import made_with
+from experiments.store import Splits, Store, cache, refuse_ignored_foreground, remarks
+from experiments.training import trainer, weights
+
+
+@dataclass
+class State:
+    """What the steps of one run share."""
+
+    config: dict
+    run: Any  # Sacred's Run
+    components: dict  # the chosen modules, by the setting that names each
+    place: tuple  # (seed, dataset), the root of all randomness
+    splits: Splits
+    train: Store
+    val: Store | None
+    test: Store | None
+    active: Any  # baal's ActiveLearningDataset of positions in `train`: who is labelled
+    classes: int
+    model: Any
+    first_weights: dict  # the weights that every cycle starts from
+    origin: dict  # where those that were not drawn come from
+    ledger: Ledger
+    progress: Progress
+    trained_cycle: int | None = None  # the cycle whose trained weights are in the model
+    learner: Any = None  # what a learned strategy trained beside them
+    asked: Any = None  # the last query as its pictures show it, until its masks are there
+
+    def at(self, cycle):
+        return (*self.place, cycle)
+
+
+def check(config, components, usual):
+    """Say which dataset it is and refuse what the dataset's files or an earlier run's results do not allow.
+
+    `usual` are the defaults of all settings.
+    """
+    [about, *_] = written("dataset", config["dataset"])["__doc__"].split("\n")  # -OO leaves modules without theirs
+    say(f"Dataset {config['dataset']}: {about}")
+    metrics.headline(components["dataset"])
+    splits = find_images(config, components)
+    evaluation.check_test(splits.test, config["dataset"])
+    needs.check(config, components, splits)
+    trial.check(config, components, splits)
+    size, start = len(splits.train), config["start"]
+    if isinstance(start, int) and start > size:
+        raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
+    config = resolve_counts(config, components, splits.train)
+    if 0 < config["pool_size"] < config["query"]:
+        looked, asked = config["pool_size"], config["query"]
+        raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
+    ledger.check(folder_of(config), config, usual, lambda: made_with(config, components.values(), device_of(config)))
+
+
+def find_images(config, components):
+    """The Splits of this run's dataset, described; nothing is decoded. Raises Refused when files are missing."""
+    splits = components["dataset"].load(rng=generator(config["seed"], config["dataset"], "split"))
+    splits = splits.described(components["dataset"])
+    return splits._replace(crop=0) if weights.whole(components["model"]) else splits
+
+
+def resolve_counts(config, components, train):
+    """The settings with shares of the training images as numbers of images."""
+    size, start = len(train), 0 if getattr(components["initial"], "EMPTY", False) else config["start"]
+    if getattr(components["initial"], "ANNOTATED", False):
+        start = sum(item.mask is not None for item in train.items)
+    return {**config, "start": count(start, size), **{k: count(config[k], size) for k in ("query", "pool_size")}}
+
+
+def folder_of(config):
+    return Path(config["results_dir"]) / f"{config['label']}_{config['run']}"
+
+
+def begun(config, command):
+    """The settings in the ledger of the run that this command goes on with, {} if it begins one."""
+    events = ledger.read(folder_of({**config, **CEILING} if command == "full" else config))
+    return events[0]["settings"] if events else {}
+
+
+def device_of(config):
+    """The torch.device of this run, set up for it."""
+    return trainer.prepare(device=config["device"], threads=config["threads"])
+
+
+@contextmanager
+def prepare(config, run, components, usual):
+    """Read the images, open the ledger, build the model: a State for the other steps."""
+    from baal.active import ActiveLearningDataset  # takes seconds to import
+
+    from experiments.network.remembered import keep_in  # defines a module, so it needs torch at once
+
+    model_file = components["model"]
+    device = device_of(config)
+    made = made_with(config, components.values(), device)
+    for part in ("trainer", "prediction"):
+        if config[part]["compiled"]:
+            check_compiling(f"{part}.compiled")
+    splits = find_images(config, components)
+    place = config["seed"], splits.name
+    make_store = partial(Store, device=device, classes=splits.classes)
+    with memory_explained(lambda: "reading the images"):
+        stores = cache.read(splits, components["dataset"], config["cache_dir"], make_store)
+    train, val, test = stores
+    for annotated in filter(None, (val, test)):
+        annotated.label(range(len(annotated)))
+    refuse_ignored_foreground(list(filter(None, stores)), config["dataset"])
+    trainer.check_validation(val)
+    size, classes = len(train), len(splits.classes)
+    config, folder = resolve_counts(config, components, splits.train), folder_of(config)
+    print_summary(config, run, components, splits, test, classes, made)
+    for line in remarks.remarks(dict(zip(splits._fields, stores, strict=False)), splits.classes):
+        say(line)
+    fingerprints = [store and store.fingerprint for store in stores]
+    masks = {name: store and digest_masks(store, range(len(store))) for name, store in (("val", val), ("test", test))}
+    with (
+        Ledger(folder, config, fingerprints, usual, train.ids, masks=masks, made=made) as ledger,
+        Progress(plan(config, splits.crop, *stores, ledger.events)) as bar,
+        memory_explained(lambda: bar.stage or "building the model, training"),
+    ):
+        if ledger.events:
+            go_on(ledger, config, made, masks, {"val": val, "test": test})
+        model, first = build(model_file, splits.channels, classes, place, device, config["members"])
+        keep_in(config["cache_dir"], model, device)
+        origin = checkpoint.origin(model)
+        if ledger.events:
+            refuse_other_origin(ledger.folder, ledger.events[0], origin)
+        active = ActiveLearningDataset(range(size))
+        gc.freeze()  # what was imported is no garbage: looking for some takes a tenth of the time
+        try:
+            yield State(
+                config, run, components, place, splits, *stores, active, classes, model, first, origin, ledger, bar
+            )
+        finally:
+            gc.unfreeze()
+
+
+def go_on(ledger, config, made, masks, stores):
+    """Refuse other masks or another making than those of the run so far, and record the latter where it is allowed."""
+    began = next((e["masks"] for e in ledger.events if e["event"] in ("start", "resumed") and "masks" in e), None)
+    for name, store in stores.items():
+        if store:
+            refuse_other_masks(ledger.folder, store, range(len(store)), began and began[name])
+    if not is_finished(ledger.events, config["cycles"]):
+        line = refuse_other_making(ledger.folder, ledger.events, made, config["resume"] == "anyway")
+        if line:
+            say(line)
+            cycle = sum(e["event"] == "evaluated" for e in ledger.events)
+            ledger.append("resumed", cycle, made=made, **({} if began else {"masks": masks}))
+    if ledger.chain.unsealed:
+        lines = f"the first {ledger.chain.unsealed} lines of {ledger.path} have no hashes"
+        say(f"Written by an earlier version, {lines}: they are taken as they are.")
+    done = sum(e["event"] not in ASIDE for e in ledger.events)
+    say(f"Going on from {ledger.folder}, where {done} steps are done.")
+
+
+def print_summary(config, run, components, splits, test, classes, made):
+    """Say what is about to be done and on what, and what an answer that looks at nothing would score."""
+    threads = f"{made['threads']} thread" + "s" * (made["threads"] != 1)
+    say(f"On {made['device']}, {threads}, {made['precision']}.")
+    sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
+    queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
+    say(f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.")
+    if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
+        say(f"This is a small budget; the published one is `with {config['dataset']}`.")
+    if weights.whole(components["model"]):
+        left = "no augmentation" if needs.solved(components["model"]) else "of augment only flip and rotate"
+        say(f"{config['model']} keeps features of whole images: no crops, and {left}.")
+    if getattr(components["heuristic"], "JOINT", False):
+        say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
+    if test:
+        constant = evaluation.constant_answer(test, classes, measure=splits.headline)
+        run.info["constant_dice"] = constant
+        if constant is None:
+            what = f"None of the {len(test)} test images has a pixel of a foreground class"
+            say(f"{what}: Dice and IoU cannot be measured, only accuracy and calibration.")
+        else:
+            word = metrics.HEADLINES[splits.headline]
+            say(f"Calling every test pixel foreground would give {word} {constant:.3f}.")
+
+
+def count(share, size):
+    """An int as it is, a fraction of `size` rounded up, never more than `size`."""
+    return min(size, math.ceil(share * size) if isinstance(share, float) else share)
