@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo notebooks test test-smp lint omniboard
+.PHONY: demo notebooks test test-smp test-ray lint omniboard
 
 $(VENV)/ready: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
@@ -46,6 +46,14 @@ test: $(VENV)/ready-dev lint test-smp
 test-smp: $(VENV)-smp/ready
 	$(VENV)-smp/bin/python -m pytest -q -n 2 --dist loadfile -k "smp or segal_camvid or crc_al_voc" \
 		tests/test_smp.py tests/test_model.py tests/test_presets.py
+
+# not a part of `make test`: Ray is 240 MB, and twelve runs that each import the libraries take minutes
+$(VENV)-ray/ready: $(VENV)/ready-dev requirements-cluster.txt
+	$(VENV)/bin/python -m pip install --quiet --upgrade --no-deps --target $(VENV)-ray/packages -r requirements-cluster.txt
+	touch $@
+
+test-ray: $(VENV)-ray/ready
+	PYTHONPATH=$(CURDIR)/$(VENV)-ray/packages $(VENV)/bin/python -m pytest -q -rs tests/test_ray.py
 
 omniboard: $(VENV)/ready-dev
 	@$(RUN) -m experiments.omniboard

@@ -19,7 +19,7 @@ from experiments.errors.process import (
     stop_if_asked,
 )
 from experiments.records.progress import duration, say
-from experiments.study import estimate, grid, looks, plan, workers
+from experiments.study import cluster, estimate, grid, looks, plan, workers
 from experiments.study.forked import Lifeline, answer, import_libraries
 from experiments.study.table import shown
 
@@ -33,6 +33,7 @@ def arguments(words):
     parser.add_argument("words", nargs="*", metavar="setting=a,b", help="as after `active.py with`, or a study file")
     parser.add_argument("--jobs", type=int, default=0, help="runs at once; else one for each CPU core, or GPU")
     parser.add_argument("--per-device", type=int, default=1, help="runs at once on each GPU")
+    parser.add_argument("--ray", default="", metavar="ADDRESS", help="of a Ray cluster for the runs; local: its own")
     parser.add_argument("--results", default="", help="the folder of the results (results)")
     parser.add_argument("--report", default="", help="the page (report.html in the folder of the results)")
     parser.add_argument("--mongo", default="", metavar="URL", help="adds the runs to a MongoDB")
@@ -79,11 +80,16 @@ def main(words):
     if given.only >= 0:
         cells = [cells[given.only]]
         done &= {cells[0].folder}
-    slots = plan.slots_of(given, study, lifeline)
+    slots = [{}] if given.ray else plan.slots_of(given, study, lifeline)
     if given.dry_run:
         return tell(cells, done, parts, len(slots), lifeline)
     plan.keep(study, place, digest)
-    cells, progress, began = plan.interleaved(cells, len(slots)), workers.Progress([], done=done), monotonic()
+    at = cluster.Tasks(given, study) if given.ray else workers.Forks(run, lifeline, slots)
+    cells, progress, began = (
+        plan.interleaved(cells, given.jobs or len(slots)),
+        workers.Progress([], done=done),
+        monotonic(),
+    )
     growing = "until" in study and given.only < 0
     chosen = looks.first_look(cells, study) if growing else cells
     if growing:
@@ -91,7 +97,7 @@ def main(words):
     while chosen:
         progress.cells = [cell for cell in cells if cell in progress.cells or cell in chosen]
         say(f"{len(progress.cells)} runs, {sum(cell.folder in done for cell in progress.cells)} of them done.")
-        do(progress, place, parts, slots, lifeline)
+        do(progress, place, parts, at)
         chosen = looks.next_look(cells, progress, study, undecided(study, lifeline)) if growing else []
     changed = progress.cpu > 0
     if changed:
@@ -105,15 +111,18 @@ def main(words):
     return 1 if progress.failed else 0
 
 
-def do(progress, place, parts, slots, lifeline):
+def do(progress, place, parts, at):
     """Do what is missing of these cells."""
     done = {cell.folder for cell in progress.cells} & progress.done
     if len(done) < len(progress.cells) - len(progress.failed):
-        say("Importing the libraries once for all runs.")
-        import_libraries(parts)
+        if isinstance(at, workers.Forks):
+            say("Importing the libraries once for all runs.")
+            import_libraries(parts)
+        else:
+            at.join()
         stop_if_asked()
         with shown(progress.cells, progress.done) as show:
-            workers.work(progress, run, place, lifeline, slots, show)
+            workers.work(progress, at, place, show)
 
 
 def run(cell):
@@ -171,7 +180,7 @@ def command(words):
     """The exit code of the whole command."""
     drop_unwritable_output()
     try:
-        with signals_noted(lambda number: os._exit(128 + number)):
+        with cluster.left(), signals_noted(lambda number: os._exit(128 + number)):
             return main(words)
     except KeyboardInterrupt as error:
         print("Stopped: the same command continues.", file=sys.stderr, flush=True)

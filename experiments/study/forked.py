@@ -80,26 +80,41 @@ def _child(task, lifeline, log, environment):
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         if log:
-            for standard in (1, 2):
-                os.dup2(log.fileno(), standard)
+            print_to(log)
         lifeline.watch()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        code = task() or 0
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-        if isinstance(error.code, str):
-            print(error.code, file=sys.stderr, flush=True)
+        code = code_of(task)
     except KeyboardInterrupt:
         code = 130
+    finally:
+        os._exit(code)
+
+
+def print_to(log):
+    """From now on all that this process prints goes to the file `log`."""
+    for standard in (1, 2):
+        os.dup2(log.fileno(), standard)
+
+
+def code_of(task):
+    """The exit code of a process that does task(), which says what ends it as a command does."""
+    try:
+        return task() or 0
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr, flush=True)
+        return error.code if isinstance(error.code, int) else 1
+    except KeyboardInterrupt:
+        return 130
     except BaseException:
         sys.excepthook(*sys.exc_info())
+        return 1
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
             except (OSError, ValueError):
                 pass
-        os._exit(code)
 
 
 def answer(task, lifeline):

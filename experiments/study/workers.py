@@ -18,6 +18,7 @@ POLL = 0.1  # seconds between two looks at the processes
 RETRY = 1.0  # seconds until a run that another study holds is looked at again
 PATIENCE = 20  # seconds that a run which was asked to stop may take: a step, its records, a database
 ATTEMPTS = 2  # of a run whose process was killed, as by the kernel where memory ran out
+LOST = -1000  # the code of a run whose machine was lost: it goes on elsewhere, however often
 
 
 @dataclass
@@ -28,7 +29,6 @@ class Process:
     lock: tuple  # its path, the held file
     log: object  # path
     start: int  # where this start's lines begin in the log
-    slot: int
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Progress:
 
     cells: list
     done: set = field(default_factory=set)  # folders
-    going: dict = field(default_factory=dict)  # {process id: Process}
+    going: dict = field(default_factory=dict)  # {process id, or a task of Ray: Process}
     elsewhere: set = field(default_factory=set)  # folders that another study is at work on
     failed: dict = field(default_factory=dict)  # {folder: (cell, reason, log)}
     cpu: float = 0.0  # seconds of the processes that have ended
@@ -51,47 +51,79 @@ def is_done(cell):
         return False
 
 
-def work(progress, run, place, lifeline, slots, show=lambda progress: None):
-    """Do every cell of `progress` that is not done, one for each of `slots` at once; returns the Progress.
+class Forks:
+    """Where the runs of a study take place: in processes forked from this one, one for each of `slots` at once.
 
-    `run(cell)` is a run, called in a process of its own with the environment that is its slot; `place` is the folder
-    for locks and logs. A cell that another study holds is waited for. A signal is passed on; what it stopped
-    continues by the same command. Raises KeyboardInterrupt or Terminated then, once all processes have ended.
+    `run(cell)` is a run, called in a process of its own with the environment that is its slot.
+    """
+
+    def __init__(self, run, lifeline, slots):
+        self.run, self.lifeline, self.slots = run, lifeline, slots
+        self.free, self.used = list(range(len(slots))), {}
+
+    def room(self):
+        return bool(self.free)
+
+    def begin(self, cell, log):
+        """The key of a run that has begun, which prints to the file `log`."""
+        number = fork(lambda: self.run(cell), self.lifeline, log, self.slots[self.free[-1]])
+        self.used[number] = self.free.pop()
+        return number
+
+    def ended(self):
+        """[(key, exit code, CPU seconds)] of the runs that have ended; minus a signal's number where it killed them."""
+        found = []
+        for number in list(self.used):
+            ended, status, used = os.wait4(number, os.WNOHANG)
+            if ended:
+                self.free.append(self.used.pop(number))
+                found.append((number, os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime))
+        return found
+
+    def stop(self, number):
+        """Pass a signal on to all."""
+        for pid in self.used:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def work(progress, at, place, show=lambda progress: None):
+    """Do every cell of `progress` that is not done, at a place such as Forks; returns the Progress.
+
+    `place` is the folder for locks and logs. A cell that another study holds is waited for. A signal is passed on;
+    what it stopped continues by the same command. Raises KeyboardInterrupt or Terminated then, once all runs have
+    ended.
     """
     waiting = deque(cell for cell in progress.cells if cell.folder not in progress.done | progress.failed.keys())
-    free, killed, asked = list(range(len(slots))), {}, -RETRY
+    killed, asked = {}, -RETRY
     try:
         while waiting or progress.going:
-            while waiting and free and not (len(waiting) <= len(progress.elsewhere) and monotonic() < asked + RETRY):
+            while (
+                waiting and at.room() and not (len(waiting) <= len(progress.elsewhere) and monotonic() < asked + RETRY)
+            ):
                 cell = waiting.popleft()
                 asked = monotonic()
-                if start(progress, cell, run, place, lifeline, free[-1], slots):
-                    free.pop()
-                elif cell.folder in progress.elsewhere:
+                if not start(progress, cell, at, place) and cell.folder in progress.elsewhere:
                     waiting.append(cell)
-            for number in list(progress.going):
-                ended, status, used = os.wait4(number, os.WNOHANG)
-                if ended:
-                    process = progress.going.pop(number)
-                    free.append(process.slot)
-                    progress.cpu += used.ru_utime + used.ru_stime
-                    code = os.waitstatus_to_exitcode(status)
-                    killed[process.cell.folder] = killed.get(process.cell.folder, 0) + (code < 0)
-                    if code < 0 and killed[process.cell.folder] < ATTEMPTS:
-                        waiting.append(process.cell)
-                    else:
-                        end(progress, process, code)
-                    release(*process.lock)
+            for key, code, seconds in at.ended():
+                process = progress.going.pop(key)
+                progress.cpu += seconds
+                killed[process.cell.folder] = killed.get(process.cell.folder, 0) + (LOST < code < 0)
+                if code == LOST or (code < 0 and killed[process.cell.folder] < ATTEMPTS):
+                    waiting.append(process.cell)
+                else:
+                    end(progress, process, code)
+                release(*process.lock)
             show(progress)
             stop_if_asked()
             sleep(POLL)
     except BaseException as error:
-        stop(progress, signal.SIGINT if type(error) is KeyboardInterrupt else signal.SIGTERM)
+        stop(progress, at, signal.SIGINT if type(error) is KeyboardInterrupt else signal.SIGTERM)
         raise
     return progress
 
 
-def start(progress, cell, run, place, lifeline, slot, slots):
+def start(progress, cell, at, place):
     """Claim a cell and begin its run: whether one has begun. No other study runs a cell that is claimed."""
     base = place.joinpath(cell.folder.relative_to(place.parent))
     path, log = base.with_name(base.name + ".lock"), base.with_name(base.name + ".log")
@@ -110,10 +142,10 @@ def start(progress, cell, run, place, lifeline, slot, slots):
             return False
         with open(log, "ab") as file:
             began = file.tell()
-            number = fork(lambda: run(cell), lifeline, file, slots[slot])
+            key = at.begin(cell, file)
     except OSError as error:
         raise unusable(error.filename or log, error, "written", ", then the same command continues") from error
-    progress.going[number] = Process(cell, (path, held), log, began, slot)
+    progress.going[key] = Process(cell, (path, held), log, began)
     return True
 
 
@@ -144,20 +176,15 @@ def end(progress, process, code):
     progress.failed[cell.folder] = (cell, said, process.log)
 
 
-def stop(progress, number):
-    """Pass a signal on, and wait until no process is left."""
-    for pid in progress.going:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
+def stop(progress, at, number):
+    """Pass a signal on, and wait until no run is left."""
+    at.stop(number)
     deadline = monotonic() + PATIENCE
     while progress.going:
-        for pid, process in list(progress.going.items()):
-            if monotonic() > deadline:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if os.wait4(pid, os.WNOHANG)[0]:
-                release(*process.lock)
-                del progress.going[pid]
+        if monotonic() > deadline:
+            at.stop(signal.SIGKILL)
+        for key, _, _ in at.ended():
+            release(*progress.going.pop(key).lock)
         sleep(POLL)
 
 
