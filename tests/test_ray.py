@@ -1,4 +1,4 @@
-"""A study on a Ray cluster of two nodes, one of which dies midway: each run once, no number differs. `make test-ray`."""
+"""A study on a Ray cluster of two nodes, one of which dies midway: each run once, no number other. `make test-ray`."""
 
 import os
 import subprocess

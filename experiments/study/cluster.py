@@ -46,6 +46,8 @@ class Tasks:
 
     def join(self):
         """Start the cluster or connect to it, once. Raises Refused where none answers."""
+        if "ray" in sys.modules:
+            return
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # else Ray reports its use to its makers
         outer = {name: os.environ.get(name) for name in LOOPBACK}
         near = self.address == "local" or self.address.startswith(("127.0.0.1:", "localhost:"))
@@ -55,8 +57,6 @@ class Tasks:
         try:
             import ray
 
-            if ray.is_initialized():
-                return
             where = {"_node_ip_address": "127.0.0.1"} if near else {}
             if self.address == "local":
                 _own["folder"] = tempfile.mkdtemp(prefix="askmask_ray_", dir="/tmp")  # short: it holds sockets
