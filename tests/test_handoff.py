@@ -292,6 +292,33 @@ def test_people_and_their_seconds_come_back_from_label_studio(query, tmp_path, c
         assert next(csv.DictReader(file))["annotator"] == "'=ann@lab"
 
 
+def test_label_studio_is_given_what_a_browser_shows(query):
+    folder, masks = query
+    manifest = json.loads((folder / "manifest.json").read_text())
+    deep = np.arange(37 * 53, dtype=np.uint16).reshape(37, 53) * 20
+    Image.fromarray(deep).save(folder / "images" / "im_0.tif")
+    digest = sha256((folder / "images" / "im_0.tif").read_bytes()).hexdigest()
+    manifest["images"][0] |= {"image": "images/im_0.tif", "sha256": digest}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    main([str(folder), "--to", "labelstudio"])
+    task = json.loads((folder / "labelstudio/tasks.json").read_text())[0]
+    assert task["data"]["image"].endswith("?d=images/im_0.png") and task["data"]["sha256"] == digest
+    with Image.open(folder / "labelstudio/images/im_0.png") as image:
+        assert image.mode == "L" and np.corrcoef(np.array(image).ravel(), deep.ravel())[0, 1] > 0.999
+    assert not list((folder / "labelstudio/images").glob("*.tif"))
+    assert back(folder, "labelstudio", submitted(folder / "labelstudio")) == 0 and same(labels(folder), masks)
+
+
+def test_a_file_that_is_refused_whole_is_so_before_anything_is_kept(query):
+    folder, _ = query
+    main([str(folder), "--to", "labelstudio"])
+    (submitted(folder / "labelstudio").with_name("z.json")).write_text("{")
+    (folder / "labelstudio/tasks.json").unlink()
+    with pytest.raises(Refused, match="z.json cannot be read as JSON"):
+        back(folder, "labelstudio", folder / "labelstudio")
+    assert not labels(folder)
+
+
 def test_cvat_may_order_and_colour_its_labels_as_it_likes(query, tmp_path, capsys):
     folder, masks = query
     main([str(folder), "--to", "cvat", "-o", str(tmp_path / "out")])

@@ -188,7 +188,7 @@ def take(request, drawn, unchanged=False):
     taken, known, empty, same, refused = [], [], [], [], []
     with suppress(FileExistsError):
         (request.folder / "labels").mkdir()
-    for one in drawn:
+    for one in list(drawn):  # a file that is refused whole is so before anything is kept
         stop_if_asked()
         try:
             image = answers.image_of(one.path, request.images, one.words)

@@ -14,19 +14,24 @@ from xml.etree import ElementTree
 import numpy as np
 
 from experiments.annotate.handoff import Drawn, sized
+from experiments.annotate.request import png
 from experiments.annotate.untrusted import files, read_json
 from experiments.errors import BadData, Refused, shown
 from experiments.records.files import write as write_file
+from experiments.store.reading import pixels
 
 SIZES = (3, 4, 8, 16)  # bits of a run's length; the header says them
 
 
 def write(request, out):
     request.copy_images(out / "images")
+    for path in sorted((out / "images").glob("*.tif*")):
+        write_file(path.with_suffix(".png"), png(eight_bits(pixels(path))))
+        path.unlink()
     with_map = all("uncertainty" in image for image in request.images)
     tasks = []
     for image in request.images:
-        data = {"image": address("images", image["image"]), "id": image["id"], "sha256": image["sha256"]}
+        data = {"image": address("images", seen_as(image["image"])), "id": image["id"], "sha256": image["sha256"]}
         data |= {"why": request.why(image), **request.reasons(image)}
         if with_map:
             data["uncertainty"] = address("images", f"uncertainty/{image['name']}.uncertainty.png")
@@ -46,6 +51,21 @@ def write(request, out):
         "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT set to this folder, make a project with the labelling page config.xml, "
         "add images/ as local storage (do not sync it), import tasks.json; export as JSON."
     )
+
+
+def seen_as(path):
+    """The name of an image for a browser, which shows no TIFF."""
+    return f"{PurePosixPath(path).stem}.png" if path.endswith((".tif", ".tiff")) else path
+
+
+def eight_bits(array):
+    """An image of any values and channels as (H, W) or (H, W, 3) uint8, from percentile .5 to 99.5."""
+    if array.ndim == 3:
+        array = array[..., :3] if array.shape[2] > 2 else array[..., 0]
+    if array.dtype == np.uint8:
+        return array
+    low, high = np.percentile(array, [0.5, 99.5])
+    return np.rint((array - low) / max(high - low, 1e-12) * 255).clip(0, 255).astype(np.uint8)
 
 
 def address(folder, path):
