@@ -9,7 +9,7 @@ import importlib
 import sys
 from pathlib import Path
 
-from experiments.annotate import handoff
+from experiments.annotate import handoff, returned
 from experiments.annotate.untrusted import opened
 from experiments.errors import Refused
 from experiments.errors.process import one_line_errors
@@ -30,7 +30,7 @@ def main(words):
     if kind not in FORMATS:
         raise Refused(f"--from {kind} is no format: choose from {', '.join(FORMATS)}.")
     with opened(source) as place:
-        return int(handoff.take(request, format_of(kind).read(request, place), options.unchanged))
+        return int(returned.take(request, format_of(kind).read(request, place), options.unchanged))
 
 
 def format_of(name):
