@@ -241,7 +241,7 @@ def of_classes(decoder, classes):
 
 
 def points(logits):
-    """(spots (B, classes, 2) as x, y of the image, labels (B, classes)) of masks that win in logits (B, C, H / 4, W / 4).
+    """(spots (B, C, 2) as x, y of the image, labels (B, C)) of masks that win in logits (B, C, H / 4, W / 4).
 
     Of each class the centre of the place deepest inside its largest component; a class that wins nowhere has the first
     one's spot and label 0, as the first class. At the image's size looking for them takes longer than the network.
