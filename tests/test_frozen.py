@@ -353,7 +353,7 @@ def test_an_encoder_that_is_none_is_refused(smoke, square, asked, said):
 
 @pytest.mark.parametrize("head", ["light", "linear"])
 def test_logits_of_few_classes_grow_one_class_after_the_other_to_the_same_bits(head, monkeypatch):
-    """So that what is beside each other in memory is beside each other in the image, which takes a quarter of the time."""
+    """What lies side by side in memory does so in the image: a quarter of the time."""
     model, made = build(head=head).train(), {}
     for few in (frozen.FEW, 0):
         monkeypatch.setattr(frozen, "FEW", few)
