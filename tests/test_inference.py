@@ -289,6 +289,19 @@ def test_passes_of_one_step_are_those_of_many(x, chunk, rows):
     assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
 
 
+def test_what_bfloat16_rounds_is_no_reason_to_give_a_graph_up(x):
+    """With logits near zero, where it rounds by more than a tenth of the largest."""
+    model = trained(make_model()[0])
+    with torch.inference_mode():
+        model.head.bias -= model.eval()(x[:1]).mean((0, 2, 3))
+        model.head.weight *= 1e-3
+        model.head.bias *= 1e-3
+    network, keys = Network(model, precision="bfloat16"), pass_keys(PLACE, "score", "ab", 2)
+    with torch.inference_mode():
+        list(network.passes(x, keys))
+    assert network.plans[network.settings]
+
+
 def test_balanced_passes_follow_one_another(x):
     model = trained(make_model()[0])
     network, seen = Network(model, mc_chunk=5), []

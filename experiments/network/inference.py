@@ -62,8 +62,8 @@ class Network:
         height, width = x.shape[-2:]
         x = self.prepared(x)
         try:
+            self.verify(x[:1])
             with device.autocast(x.device, self.precision):
-                self.verify(x[:1])
                 known = self.prefix(x)
             last = self.steps(x, known, None) if also_without else ()
             for now, shift, rows in chain(self.steps(x, known, keys, balanced), last):
@@ -102,14 +102,17 @@ class Network:
         return x
 
     def verify(self, x):
-        """Run the model as it is where its graph answers otherwise: in an `if` torch.fx takes no proxy for a tensor."""
+        """Run the model as it is where its graph answers otherwise: in an `if` torch.fx takes no proxy for a tensor.
+
+        Compared in float32, for bfloat16 rounds the two apart by as much as some wrong graphs.
+        """
         _, first, second = self.plans[self.settings] or (None,) * 3
         if first is None or getattr(first, "verified", False):
             return
         right = self.model.forward(x)
         try:
             answer = getattr(second, "_orig_mod", second)(*first(x))
-            first.verified = (answer - right).abs().max() <= 0.05 * right.abs().max() + 1e-5
+            first.verified = (answer - right).abs().max() <= 0.01 * right.abs().max() + 1e-5
         except Exception:  # whatever the modules of a wrong graph raise at what they are given
             first.verified = False
         if not first.verified:
