@@ -167,8 +167,9 @@ class Sam2Lora(nn.Module):
         what the second sees without one. Before any training the decoders are equal, and so are the last two.
         """
         maps = self.encode(x)
-        first, second = (decoder(*maps) for decoder in self.decoders)
-        return [first, self.decoders[1](*maps, *points(first)), self.decoders[0](*maps, *points(second))]
+        one, two = self.decoders
+        first, second = one.masks(*maps), two.masks(*maps)
+        return [grown(first), two(*maps, *points(first)), one(*maps, *points(second))]
 
 
 class Embed(nn.Module):
@@ -192,8 +193,15 @@ class Decoder(nn.Module):
         for unused in (prompt.mask_embed, mask.iou_prediction_head, mask.pred_obj_score_head):
             unused.requires_grad_(False)  # no logits depend on them
 
-    def forward(self, a, b, c, spots=None, labels=None):
-        """Logits (B, classes, H, W); spots (B, K, 2) are pixels x, y of the image, labels (B, K) 1 in a foreground."""
+    def forward(self, *maps_and_points):
+        """Logits (B, classes, H, W) of what `masks` takes."""
+        return grown(self.masks(*maps_and_points))
+
+    def masks(self, a, b, c, spots=None, labels=None):
+        """Logits (B, classes, H / 4, W / 4), as a decoder draws them, of maps at strides 4, 8 and 16.
+
+        spots (B, K, 2) are pixels x, y of the image, labels (B, K) 1 in a foreground.
+        """
         batch, _, height, width = c.shape
         if spots is None:
             spots, labels = c.new_zeros(batch, 1, 2), torch.full((batch, 1), -1, device=c.device)
@@ -212,7 +220,12 @@ class Decoder(nn.Module):
             multimask_output=True,
             high_resolution_features=[self.mask.conv_s0(a), self.mask.conv_s1(b)],
         )
-        return functional.interpolate(masks[:, 0], scale_factor=4.0, mode="bilinear", align_corners=False)
+        return masks[:, 0]
+
+
+def grown(masks):
+    """Logits (B, C, H / 4, W / 4) at the image's size, (B, C, H, W)."""
+    return functional.interpolate(masks, scale_factor=4.0, mode="bilinear", align_corners=False)
 
 
 def of_classes(decoder, classes):
@@ -228,10 +241,10 @@ def of_classes(decoder, classes):
 
 
 def points(logits):
-    """(spots (B, classes, 2) as x, y, labels (B, classes)) of masks that win in logits (B, classes, H, W).
+    """(spots (B, C, 2) as x, y of the image, labels (B, C)) of masks that win in logits (B, C, H / 4, W / 4).
 
-    Of each class the pixel deepest inside its largest component; a class that wins nowhere has the first one's spot and
-    label 0, as the first class.
+    Of each class the centre of the place deepest inside its largest component; a class that wins nowhere has the first
+    one's spot and label 0, as the first class. At the image's size looking for them takes longer than the network.
     """
     from scipy import ndimage
 
@@ -247,4 +260,4 @@ def points(logits):
                 y, x = divmod(int(depth.argmax()), depth.shape[1])
             spots[-1].append((x, y) if count else spots[-1][0] if spots[-1] else (0, 0))
             labels[-1].append(int(k > 0 and count > 0))
-    return logits.new_tensor(spots), torch.tensor(labels, device=logits.device)
+    return 4 * logits.new_tensor(spots) + 1.5, torch.tensor(labels, device=logits.device)

@@ -51,7 +51,9 @@ def command(*words, cwd, **updates):
 
 # who writes into the project's folders waits for `alone`; nobody begins another test while one waits for that
 DOORS = {
-    name: open(Path(tempfile.gettempdir(), f"askmask_tests_{crc32(bytes(ROOT)):x}_{os.getuid()}.{name}"), "a")
+    name: os.open(
+        f"{tempfile.gettempdir()}/askmask_{crc32(bytes(ROOT)):x}_{os.getuid()}.{name}", os.O_CREAT | os.O_RDWR
+    )
     for name in ("turn", "alone")
 }
 OWN = []  # the files that this process has put there

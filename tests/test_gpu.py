@@ -9,9 +9,9 @@ import torch
 from conftest import ledger_bytes
 from test_prediction import keep_mask
 
-from experiments import evaluation
 from experiments.acquisition.prediction import pass_keys, predict
 from experiments.benchmark import work
+from experiments.evaluation import evaluation
 from experiments.network.device import fast_at_bfloat16
 from experiments.network.dropout import turn
 from experiments.network.inference import Network
@@ -22,6 +22,8 @@ if not torch.cuda.is_available():
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 POOL, PASSES, BEST = 64, 20, 10
+OWN = ("ignore:.torch.jit:DeprecationWarning", "ignore:The CUDA Graph is empty")  # of torch while it compiles
+TORCHS_OWN = pytest.mark.filterwarnings(*OWN)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,7 @@ def test_bfloat16_picks_the_images_of_float32(pairs, models, right, table):
     assert error.mean() < 0.01 and error.max() < 0.05 and len(both) >= BEST - 2
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own
+@TORCHS_OWN
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_compiled_scores_are_those_of_the_network_itself(pairs, models, precision):
     """Batches of two sizes, a second look at the first ones, other weights: a captured graph has its own memory."""
@@ -117,19 +119,22 @@ def test_compiled_scores_are_those_of_the_network_itself(pairs, models, precisio
     assert np.abs(others[0] - found[0]).max() > 10 * atol
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own
+@TORCHS_OWN
 @pytest.mark.parametrize("compiled", [False, True])
-def test_training_is_that_of_a_cpu(pairs, compiled):
-    weights = {}
+def test_a_step_of_training_is_that_of_a_cpu(pairs, compiled):
+    """To a fifth: before batch norm gradients cancel, so that two and one thread of a CPU are 7 % apart."""
+    moved = {}
     for device in (GPU, CPU):
         model, store = work.models(4, device)[1], work.store_of(pairs, device)
-        settings = dict(epochs=1, precision="float32", optimizer="sgd", lr=0.01, compiled=compiled and device == GPU)
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), fast(**settings):
-            trainer.fit(model, store, list(range(16)), None, work.PLACE, 64)
-        weights[device] = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-    for name, tensor in weights[CPU].items():
-        if tensor.is_floating_point():
-            assert (weights[GPU][name] - tensor).norm() < 0.02 * tensor.norm() + 1e-3, name
+        before = {name: tensor.cpu().clone() for name, tensor in model.state_dict().items()}
+        settings = dict(epochs=1, draws=1, batch=16, precision="float32", optimizer="sgd", lr=0.01)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            with fast(**settings, compiled=compiled and device == GPU):
+                trainer.fit(model, store, list(range(16)), None, work.PLACE, 64)
+        moved[device] = {name: tensor.cpu() - before[name] for name, tensor in model.state_dict().items()}
+    for name, change in moved[CPU].items():
+        if change.is_floating_point() and change.norm() > 1e-4:
+            assert (moved[GPU][name] - change).norm() < 0.2 * change.norm(), name
 
 
 def test_images_that_do_not_fit_on_the_card_train_and_score_the_same(pairs, models, monkeypatch):
@@ -159,13 +164,15 @@ def test_images_that_do_not_fit_on_the_card_train_and_score_the_same(pairs, mode
 def test_a_batch_beyond_the_cards_memory_is_halved(models):
     images = torch.randint(256, (64, 256, 256, 3), dtype=torch.uint8, device=GPU)
     ids, keys = [f"{i}" for i in range(64)], pass_keys(work.PLACE, "score", range(64), 2)
-    whole = predict(Network(models[GPU]), images, ids, keys).mean
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        whole = predict(Network(models[GPU]), images, ids, keys).mean
     total = torch.cuda.get_device_properties(GPU).total_memory
     torch.cuda.empty_cache()
     network = Network(models[GPU])
     try:
         torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(GPU) + 2**29) / total)
-        parts = predict(network, images, ids, keys).mean
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            parts = predict(network, images, ids, keys).mean
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert network.mc_chunk == 1  # it did run out

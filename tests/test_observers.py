@@ -25,7 +25,7 @@ from experiments.errors import Refused, Terminated
 from experiments.records import mongo as projection
 from experiments.records import observers
 from experiments.records.sacred_record import LARGEST
-from experiments.steps import loop
+from experiments.steps import loop, results
 
 
 def measured(results, label="bald"):
@@ -216,13 +216,14 @@ def disturbed(smoke, tmp_path, undisturbed, capsys, monkeypatch):
 
     def run(url, **do):
         for step, action in do.items():
-            inner = getattr(loop, step)
+            home = next(module for module in (loop, results) if hasattr(module, step))
+            inner = getattr(home, step)
 
             def outer(state, *more, action=action, inner=inner):
                 action(state)
                 return inner(state, *more)
 
-            monkeypatch.setattr(loop, step, outer)
+            monkeypatch.setattr(home, step, outer)
         capsys.readouterr()
         ended = smoke(mongo_url=url)
         join_heartbeat(ended)

@@ -155,9 +155,9 @@ def test_points_lie_deepest_in_the_largest_part_of_each_class():
     mask[30:33, 40:43] = 1
     logits = torch.nn.functional.one_hot(torch.tensor(mask), 3).permute(2, 0, 1)[None].float()
     spots, labels = sam2_lora.points(logits)
-    assert spots[0, 1].tolist() == [15, 10] and labels.tolist() == [[0, 1, 0]]
+    assert spots[0, 1].tolist() == [4 * 15 + 1.5, 4 * 10 + 1.5] and labels.tolist() == [[0, 1, 0]]
     assert torch.equal(spots[0, 2], spots[0, 0])  # the third class is nowhere
-    assert mask[int(spots[0, 0, 1]), int(spots[0, 0, 0])] == 0
+    assert mask[int(spots[0, 0, 1]) // 4, int(spots[0, 0, 0]) // 4] == 0
 
 
 def test_weights_of_a_folder(folder):

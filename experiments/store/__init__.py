@@ -201,7 +201,13 @@ class Store:
                 count = step if len(same) >= step else 1 << len(same).bit_length() - 1
                 batch, same = same[:count], same[count:]
                 images = [self.image(i) for i in batch]
-                yield batch, (images[0][None] if len(batch) == 1 else torch.stack(images)).to(self.device)
+                if self.pixels.device == self.device:
+                    yield batch, images[0][None] if len(batch) == 1 else torch.stack(images)
+                else:  # from pinned memory, so that nothing waits for the copies
+                    there = images[0].new_empty((len(batch), *images[0].shape), device=self.device)
+                    for row, image in zip(there, images, strict=True):
+                        row.copy_(image, non_blocking=True)
+                    yield batch, there
 
     def _span(self, index):
         return slice(self.starts[index], self.starts[index + 1])
@@ -287,7 +293,9 @@ def _flat(images, device, memory):
         spill.close()
     else:
         pixels = torch.from_numpy(np.concatenate(parts))
-        if device.type != "cuda" or pixels.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
+        if device.type == "cuda" and pixels.nbytes >= torch.cuda.mem_get_info(device)[0] // 2:
+            pixels = pixels.pin_memory()
+        else:
             pixels = pixels.to(device)
     return pixels, sizes, sums, digest.hexdigest()
 
