@@ -47,7 +47,7 @@ test-smp: $(VENV)-smp/ready
 	$(VENV)-smp/bin/python -m pytest -q -n 2 --dist loadfile -k "smp or segal_camvid or crc_al_voc" \
 		tests/test_smp.py tests/test_model.py tests/test_presets.py
 
-# not a part of `make test`: Ray is 240 MB, and twelve runs that each import the libraries take minutes
+# not a part of `make test`: Ray is 240 MB, and starting clusters of it takes minutes
 $(VENV)-ray/ready: $(VENV)/ready-dev requirements-cluster.txt
 	$(VENV)/bin/python -m pip install --quiet --upgrade --no-deps --target $(VENV)-ray/packages -r requirements-cluster.txt
 	touch $@

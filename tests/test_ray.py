@@ -1,14 +1,19 @@
 """A study on a Ray cluster of two nodes, one of which dies midway: each run once, no number other. `make test-ray`."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT, settings
 from test_study import kept
+
+from experiments.study.grid import Cell
 
 pytest.importorskip("ray", reason="requirements-cluster.txt is not installed: make test-ray")
 
@@ -55,59 +60,136 @@ def study(root, results, *words, **updates):
     return subprocess.Popen(line, cwd=ROOT, text=True, stdout=pipe, stderr=subprocess.STDOUT)
 
 
-def outer_sockets():
-    """{(local, remote)} of this machine's TCP sockets that Ray's processes or the study have beyond 127.0.0.1."""
-    import psutil
+@pytest.fixture(scope="module")
+def serial(phantom_root, tmp_path_factory):
+    """What twelve runs leave, one after the other and without Ray."""
+    results = tmp_path_factory.mktemp("serial")
+    plain = study(phantom_root, results, "--jobs", "1")
+    out, _ = plain.communicate()
+    assert plain.returncode == 0, out
+    return kept(results)
 
+
+def outer_sockets(processes):
+    """{(process, addresses)} of the TCP and UDP sockets that these processes have beyond 127.0.0.1."""
     found = set()
-    for process in psutil.process_iter(["cmdline"]):
-        if any(word in " ".join(process.info["cmdline"] or []) for word in ("ray", "experiments.study")):
-            try:
-                for socket in process.net_connections("inet"):
-                    ends = [end.ip for end in (socket.laddr, socket.raddr) if end]
-                    if any(ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1") for ip in ends):
-                        found.add((process.pid, *ends))
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
-                pass
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            for socket in process.net_connections("inet"):
+                ends = [end.ip for end in (socket.laddr, socket.raddr) if end]
+                if any(ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1") for ip in ends):
+                    found.add((" ".join(process.cmdline())[-200:], *ends, socket.laddr.port, socket.status))
     return found
 
 
-def test_a_lost_node_changes_nothing(cluster, phantom_root, tmp_path):
-    """12 runs on two nodes, one killed once a run has been tested: 12 results, those of a study without Ray."""
-    address, kill, _ = cluster
-    plain = study(phantom_root, tmp_path / "plain", "--jobs", "2")
-    out, _ = plain.communicate()
-    assert plain.returncode == 0, out
-    started, outer, killed = study(phantom_root, tmp_path / "ray", "--ray", address), set(), False
+def tree(*numbers):
+    """These processes and all that they have started."""
+    found = []
+    for number in numbers:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(number)
+            found += [process, *process.children(recursive=True)]
+    return found
+
+
+def evaluated(results):
+    """How many runs have been tested at least once."""
+    return sum("evaluated" in path.read_text() for path in results.glob("*/ledger.jsonl"))
+
+
+def until_evaluated(started, results, number):
+    """Wait for so many runs to have been tested; the processes of the study then."""
+    while evaluated(results) < number:
+        assert started.poll() is None, started.stdout.read()
+        time.sleep(0.1)
+    return tree(started.pid)
+
+
+def test_a_lost_node_changes_nothing(cluster, serial, phantom_root, tmp_path):
+    """12 runs on two nodes, one killed once runs have been tested: 12 results, those of a study without Ray."""
+    address, kill, process = cluster
+    started, outer, killed = study(phantom_root, tmp_path, "--ray", address), set(), False
     while started.poll() is None:
-        outer |= outer_sockets()
-        going = [path for path in (tmp_path / "ray").glob("*/ledger.jsonl") if "evaluated" in path.read_text()]
-        if not killed and len(going) >= 4:
+        outer |= outer_sockets(tree(started.pid, process.pid))
+        if not killed and evaluated(tmp_path) >= 3:
             kill()
             killed = True
         time.sleep(0.2)
     out = started.stdout.read()
     assert started.returncode == 0 and killed, out
     assert "12 of 12 runs done" in out
-    assert len(list((tmp_path / "ray").glob("*.npy"))) == 12
-    assert kept(tmp_path / "ray") == kept(tmp_path / "plain")
+    assert len(list(tmp_path.glob("*.npy"))) == 12
+    assert kept(tmp_path) == serial
     assert not outer
-    again = study(phantom_root, tmp_path / "ray", "--ray", address)
-    assert "12 runs, 12 of them done." in again.communicate()[0] and again.returncode == 0
 
 
-def test_a_cluster_of_its_own_ends_with_the_study(phantom_root, tmp_path):
-    """A run that fails is named with its log and not tried again; no process and no folder of Ray's is left."""
-    before = set(Path("/tmp").glob("askmask_ray_*"))
-    started = study(
-        phantom_root, tmp_path, "--ray", "local", "--jobs", "1", run=0, heuristic="random", **{"trainer.lr": 1e30}
-    )
+def test_a_study_that_is_stopped_or_killed_goes_on(serial, phantom_root, tmp_path):
+    """Its own cluster ends with it, whatever ends it; the same command does what is missing."""
+    before, words = set(Path("/tmp").glob("askmask_ray_*")), ("--ray", "local", "--jobs", "2")
+    for number, code, runs in ((signal.SIGINT, 130, 1), (signal.SIGKILL, -9, 4)):
+        started = study(phantom_root, tmp_path, *words)
+        processes = until_evaluated(started, tmp_path, runs)
+        assert any("raylet" in " ".join(process.cmdline()) for process in processes)
+        outer = outer_sockets(processes)
+        began = time.monotonic()
+        started.send_signal(number)
+        out, _ = started.communicate()
+        assert started.returncode == code, out
+        assert not psutil.wait_procs(processes, 20)[1]
+        assert time.monotonic() < began + 20
+        assert not outer
+        if number == signal.SIGINT:
+            assert "Stopped: the same command continues." in out
+            assert set(Path("/tmp").glob("askmask_ray_*")) == before
+    started = study(phantom_root, tmp_path, *words)
     out, _ = started.communicate()
-    assert started.returncode == 1 and "random 0 failed: " in out and "study/random_0.log" in out
+    assert started.returncode == 0 and "12 of 12 runs done" in out, out
+    assert kept(tmp_path) == serial
     assert set(Path("/tmp").glob("askmask_ray_*")) == before
+
+
+def test_a_run_that_fails_is_named_and_not_tried_again(phantom_root, tmp_path):
+    """One whose loss is no number, and one that is refused as its ledger is damaged."""
+    (tmp_path / "random_1").mkdir()
+    (tmp_path / "random_1" / "ledger.jsonl").write_text("no ledger\n")
+    words, nan = ("--ray", "local", "--jobs", "2"), {"trainer.lr": 1e30}
+    started = study(phantom_root, tmp_path, *words, run="0-1", heuristic="random", **nan)
+    out, _ = started.communicate()
+    assert started.returncode == 1
+    for number in (0, 1):
+        log = tmp_path / "study" / f"random_{number}.log"
+        assert f"random {number} failed: " in out and str(log) in out, out
+        assert out.split(f"random {number} failed: ")[1].splitlines()[0].split(" - ")[0] in log.read_text()
+    text = (tmp_path / "study" / "random_1.log").read_text()
+    assert text.count("ledger.jsonl") == 1, text
 
 
 def test_what_is_no_cluster_is_one_line(phantom_root, tmp_path):
     started = study(phantom_root, tmp_path, "--ray", "ray://127.0.0.1:1")
     out, _ = started.communicate()
     assert started.returncode == 1 and out.startswith("--ray ray://127.0.0.1:1") and out.count("\n") == 1
+
+
+def test_a_run_that_loses_its_machine_again_and_again_is_named(tmp_path):
+    """Where it is what ends the machines; a lost run is the next to begin."""
+    from experiments.study.workers import LOSSES, LOST, Progress, work
+
+    class Losing:
+        began, going = [], []
+
+        def room(self):
+            return not self.going
+
+        def begin(self, cell, log):
+            self.began.append(cell.run)
+            self.going.append(len(self.began))
+            return self.going[0]
+
+        def ended(self):
+            return [(self.going.pop(), LOST, 0.0)] if self.going else []
+
+    place, at = tmp_path / "study", Losing()
+    cells = [Cell((), tmp_path, "random", run, 0) for run in (0, 1)]
+    progress = work(Progress(cells), at, place)
+    assert at.began == [0] * LOSSES + [1] * LOSSES
+    assert [said for _, said, _ in progress.failed.values()] == [f"{LOSSES} machines were lost while it ran"] * 2

@@ -119,7 +119,7 @@ def do(progress, place, parts, at):
             say("Importing the libraries once for all runs.")
             import_libraries(parts)
         else:
-            at.join()
+            at.join(parts)
         stop_if_asked()
         with shown(progress.cells, progress.done) as show:
             workers.work(progress, at, place, show)

@@ -3,22 +3,27 @@
 Moritz et al. 2018, https://arxiv.org/abs/1712.05889.
 
 Nothing is uploaded: every machine has the project, its packages, the data and the results at the same paths, as on
-shared storage. A run has a worker process of its own, and goes on from its ledger where its machine was lost.
+shared storage. Each run has a process of its own, and goes on from its ledger where its machine was lost.
 """
 
+import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from pathlib import Path
+from select import select
 from time import monotonic
 
 from experiments.components import ROOT
 from experiments.errors import Refused
+from experiments.records.files import hold
 from experiments.records.progress import say
-from experiments.study.forked import code_of, print_to
+from experiments.study.forked import POLL
 from experiments.study.workers import LOST
 
 LOOK = 2.0  # seconds between two looks at the size of the cluster
@@ -32,7 +37,7 @@ LOOPBACK = {
 
 
 class Tasks:
-    """Where the runs of a study take place: each a Ray task, in a process that ends with it."""
+    """Where the runs of a study take place: each a Ray task, in a process forked beside its worker."""
 
     def __init__(self, given, study):
         if find_spec("ray") is None:
@@ -44,8 +49,9 @@ class Tasks:
         self.cpus = max(1, *(int(n) for n in study.get("threads", [1])), 1)
         self.going, self.looked, self.most, self.own = {}, -LOOK, 0, {}
 
-    def join(self):
-        """Start the cluster or connect to it, once. Raises Refused where none answers."""
+    def join(self, components):
+        """Start the cluster or connect to it, once; workers import these. Raises Refused where none answers."""
+        self.components = sorted(components)
         if "ray" in sys.modules:
             return
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # else Ray reports its use to its makers
@@ -59,12 +65,11 @@ class Tasks:
 
             where = {"_node_ip_address": "127.0.0.1"} if near else {}
             if self.address == "local":
-                _own["folder"] = tempfile.mkdtemp(prefix="askmask_ray_", dir="/tmp")  # short: it holds sockets
-                where |= {"_temp_dir": _own["folder"], "object_store_memory": STORE, "include_dashboard": False}
+                where |= {"_temp_dir": own_folder(), "object_store_memory": STORE, "include_dashboard": False}
                 where |= {"dashboard_host": "127.0.0.1"} | ({"num_cpus": self.jobs * self.cpus} if self.jobs else {})
             say(f"Ray: {'starting a cluster on 127.0.0.1' if self.address == 'local' else self.address}.")
             ray.init(self.address, log_to_driver=False, logging_level="ERROR", **where)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except Exception as error:  # a plain one where its own node has not started within 30 seconds
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise Refused(
                 f"--ray {self.address}: no cluster answers ({reason}): start one, or type --ray local."
@@ -87,8 +92,8 @@ class Tasks:
 
             return task(*asked)
 
-        # one process a run: nothing of an earlier one is left; what is retried is decided by the study
-        self.remote = ray.remote(max_calls=1, max_retries=0, num_cpus=self.cpus, num_gpus=self.gpus)(begin)
+        # what is tried again is decided by the study
+        self.remote = ray.remote(max_retries=0, num_cpus=self.cpus, num_gpus=self.gpus)(begin)
         if not self.room():
             say(f"No machine of the cluster has {self.cpus} CPUs and {self.gpus:g} GPUs yet: waiting for one.")
 
@@ -103,7 +108,8 @@ class Tasks:
         return len(self.going) < self.most
 
     def begin(self, cell, log):
-        answer = self.remote.remote(str(ROOT), os.getcwd(), list(cell.words), os.path.abspath(log.name), self.own)
+        asked = [os.getcwd(), list(cell.words), os.path.abspath(log.name)]
+        answer = self.remote.remote(str(ROOT), self.components, *asked, self.own)
         self.going[answer] = log.name
         return answer
 
@@ -135,7 +141,19 @@ class Tasks:
             ray.cancel(answer, force=number == signal.SIGKILL)
 
 
-_own = {}  # the folder of a cluster that this process has started
+_own = {}  # the folder of a cluster that this process has started, and its lock; in a worker, its slot
+
+
+def own_folder():
+    """A new folder for a cluster of this process; those of clusters whose process was killed are removed."""
+    for lock in Path("/tmp").glob("askmask_ray_*/held"):
+        with suppress(OSError):  # another user's
+            if held := hold(lock):
+                shutil.rmtree(lock.parent, ignore_errors=True)
+                held.close()
+    _own["folder"] = tempfile.mkdtemp(prefix="askmask_ray_", dir="/tmp")  # a short path, as of a socket
+    _own["held"] = hold(Path(_own["folder"], "held"))
+    return _own["folder"]
 
 
 @contextmanager
@@ -146,7 +164,7 @@ def left():
     finally:
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
-        if _own:
+        if "folder" in _own:
             shutil.rmtree(_own.pop("folder"), ignore_errors=True)
 
 
@@ -159,14 +177,24 @@ def put(environment):
             os.environ[name] = value
 
 
-def task(folder, words, log, environment):
+def task(components, folder, words, log, environment):
     """(exit code, CPU seconds) of a run, in a worker of Ray on whichever machine."""
     put(environment)
-    os.chdir(folder)
-    with open(log, "ab") as file:
-        print_to(file)
-    import active
-
-    code = code_of(lambda: active.ex.run_commandline(["active.py", "with", *words]) and 0)
-    used = os.times()
-    return code, used.user + used.system
+    slot = _own.get("slot")
+    if slot is None or slot.poll() is not None:
+        line, pipe = [sys.executable, "-m", "experiments.study.slot", json.dumps(components)], subprocess.PIPE
+        with open(log, "ab") as file:
+            slot = subprocess.Popen(line, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=file, start_new_session=True)
+        _own["slot"] = slot
+    device = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ}
+    try:
+        slot.stdin.write(json.dumps([folder, words, log, device]).encode() + b"\n")
+        slot.stdin.flush()
+        while not select([slot.stdout], [], [], POLL)[0]:
+            pass
+        answer = slot.stdout.readline()
+    except KeyboardInterrupt:  # of ray.cancel
+        slot.stdin.close()
+        slot.wait()
+        raise
+    return json.loads(answer) if answer else (slot.wait() or 1, 0.0)

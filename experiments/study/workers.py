@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections import deque
+from collections import Counter, deque
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic, sleep
@@ -18,7 +18,8 @@ POLL = 0.1  # seconds between two looks at the processes
 RETRY = 1.0  # seconds until a run that another study holds is looked at again
 PATIENCE = 20  # seconds that a run which was asked to stop may take: a step, its records, a database
 ATTEMPTS = 2  # of a run whose process was killed, as by the kernel where memory ran out
-LOST = -1000  # the code of a run whose machine was lost: it goes on elsewhere, however often
+LOST = -1000  # the code of a run whose machine was lost: it goes on elsewhere
+LOSSES = 3  # machines that a run may lose: it may be what ends them
 
 
 @dataclass
@@ -95,7 +96,7 @@ def work(progress, at, place, show=lambda progress: None):
     ended.
     """
     waiting = deque(cell for cell in progress.cells if cell.folder not in progress.done | progress.failed.keys())
-    killed, asked = {}, -RETRY
+    died, asked = Counter(), -RETRY
     try:
         while waiting or progress.going:
             while (
@@ -108,9 +109,10 @@ def work(progress, at, place, show=lambda progress: None):
             for key, code, seconds in at.ended():
                 process = progress.going.pop(key)
                 progress.cpu += seconds
-                killed[process.cell.folder] = killed.get(process.cell.folder, 0) + (LOST < code < 0)
-                if code == LOST or (code < 0 and killed[process.cell.folder] < ATTEMPTS):
-                    waiting.append(process.cell)
+                lost = code == LOST
+                died[process.cell.folder, lost] += 1
+                if code < 0 and died[process.cell.folder, lost] < (LOSSES if lost else ATTEMPTS):
+                    waiting.appendleft(process.cell)
                 else:
                     end(progress, process, code)
                 release(*process.lock)
@@ -168,7 +170,9 @@ def end(progress, process, code):
         file.seek(process.start)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     said = lines[-1] if lines else "it said nothing"
-    if code < 0:
+    if code == LOST:
+        said = f"{LOSSES} machines were lost while it ran"
+    elif code < 0:
         name = signal.Signals(-code).name
         said = f"killed by {name} {ATTEMPTS} times" + (", as where memory ran out" if name == "SIGKILL" else "")
     elif code == 0:
