@@ -115,7 +115,7 @@ def test_a_lost_node_changes_nothing(cluster, serial, phantom_root, tmp_path):
             kill()
             killed = True
         time.sleep(0.2)
-    out = started.stdout.read()
+    out, _ = started.communicate()
     assert started.returncode == 0 and killed, out
     assert "12 of 12 runs done" in out
     assert len(list(tmp_path.glob("*.npy"))) == 12
