@@ -172,6 +172,7 @@ def open_pool(store, indices, place, mc_iters, batch, mc_chunk, dropout, masks, 
         precision=precision,
         mc_chunk=mc_chunk,
         needs=needs,
+        first=store.foreground.start,
         advance=advance,
     )
 
