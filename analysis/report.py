@@ -33,14 +33,14 @@ WIDTH = 1200  # of a picture in the page, at most
 LISTED = 8  # queries of a cycle: as many as its picture shows
 
 
-def report(source, baseline="", margin=0.0, refresh=0, **asked):
+def report(source, baseline="", margin=0.0, refresh=0, minutes=0.0, **asked):
     """(HTML, {file name: DataFrame}) of the study in the folder `source`, searched with its subfolders.
 
     The page loads itself anew every `refresh` seconds, 0: never. `baseline` is the method that the others are compared
     with; "" is random, if it is there. `margin` is the largest difference in Dice that does not matter, as
-    statistics.compare takes it; what else is `asked` goes to runs.load. A study that cannot be compared is a page that
-    says why, and so is what was left out. Raises Refused if there is no finished run, or a baseline was named that no
-    run has.
+    statistics.compare takes it, `minutes` what a mask takes to draw, 0: what the ledgers say; what else is `asked` goes
+    to runs.load. A study that cannot be compared is a page that says why, and so is what was left out. Raises Refused
+    if there is no finished run, or a baseline was named that no run has.
     """
     if not source.is_dir():
         raise Refused(f"{source} is not a folder of results: run active.py first.")
@@ -65,7 +65,7 @@ def report(source, baseline="", margin=0.0, refresh=0, **asked):
     studies, tables, design = [], {"curves.csv": frame}, sequential.of_folder(source)
     for number, (dataset, group) in enumerate(frame.groupby("dataset"), 1):
         metric = judges[dataset]
-        ends, verdicts, missing = compare(group, baseline, margin, metric, design)
+        ends, verdicts, missing = compare(group, baseline, margin, metric, design, minutes)
         studies.append(
             {
                 "dataset": dataset,
@@ -142,7 +142,7 @@ def about(frame, metric="test.dice"):
     return text
 
 
-def compare(frame, baseline, margin, metric="test.dice", design=None):
+def compare(frame, baseline, margin, metric="test.dice", design=None, minutes=0.0):
     """(endpoints by method, verdict table, what is missing for one) of a dataset; what there is none of is None.
 
     The verdicts are those of a sequential `design`, if there is one.
@@ -155,7 +155,7 @@ def compare(frame, baseline, margin, metric="test.dice", design=None):
             table = sequential.compare(frame, baseline, margin, metric, design)
         else:
             table = statistics.compare(frame, baseline, margin, metric)
-        return ends, table.merge(labels_saved.compare(frame, baseline, metric), on="label", how="left"), ""
+        return ends, table.merge(labels_saved.compare(frame, baseline, metric, minutes), on="label", how="left"), ""
     except Refused as error:
         return ends, None, str(error)
 
@@ -327,6 +327,7 @@ def main(words=None):
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
     parser.add_argument("--baseline", default="", help="the method that the others are compared with: random")
     parser.add_argument("--margin", type=float, default=0.0, help="the largest difference in Dice that does not matter")
+    parser.add_argument("--minutes", type=float, default=0.0, help="that a mask takes to draw; else what people stated")
     parser.add_argument("--zip", type=Path, metavar="FILE", help="pack the study too, without its images")
     runs.add_published(parser)
     parser.add_argument("--watch", nargs="?", type=int, const=30, default=0, metavar="SECONDS",
@@ -337,7 +338,8 @@ def main(words=None):
     try:
         if given.watch:
             watch(given)
-        page, tables = report(given.results, given.baseline, given.margin, **runs.published(given))
+        said = {"minutes": given.minutes, **runs.published(given)}
+        page, tables = report(given.results, given.baseline, given.margin, **said)
         page = page.encode(errors="replace")  # a file name need not be Unicode
         save(given.output, page)
         if given.zip:
@@ -356,7 +358,8 @@ def watch(given):
                    for folder, names in walk(given.results) if "ledger.jsonl" in names]  # fmt: skip
             if now != seen:
                 with redirect_stdout(io.StringIO()):  # the page itself says what is left out of it
-                    page, _ = report(given.results, given.baseline, given.margin, given.watch, **runs.published(given))
+                    said = {"refresh": given.watch, "minutes": given.minutes, **runs.published(given)}
+                    page, _ = report(given.results, given.baseline, given.margin, **said)
                 write(given.output, page.encode(errors="replace"), shared=True)
                 seen = now
         except (OSError, Refused) as refused:  # no run is finished yet, or a file was moved meanwhile
