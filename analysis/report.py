@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib import rc_context
 from PIL import Image
 
-from analysis import labels_saved, plots, runs, sequential, statistics
+from analysis import labels_saved, plots, rank_diagram, runs, sequential, statistics
 from analysis.ledgers import aloud, bare_arrays, bounded, curve_of, finished, silent, walk
 from experiments.errors import Refused
 from experiments.errors.process import one_line_errors, unusable
@@ -87,6 +87,7 @@ def report(source, baseline="", margin=0.0, refresh=0, minutes=0.0, **asked):
     from analysis import reproduce  # torch takes seconds to import
 
     pictures, pictured = gallery(source, books)
+    ranked = overall(frame, judges, baseline)
     page = template().render(
         studies=studies,
         left_out=left_out,
@@ -94,7 +95,8 @@ def report(source, baseline="", margin=0.0, refresh=0, minutes=0.0, **asked):
         margin=margin,
         design=design,
         refresh=refresh,
-        overall=overall(frame, judges, baseline),
+        overall=ranked,
+        ranks_drawn=as_svg(lambda: rank_diagram.draw(ranked[0]["rank"], ranked[2])) if ranked else None,
         pictures=pictures,
         pictured=pictured,
         settings=reproduce.settings(books.values()),
@@ -180,11 +182,15 @@ def curves(frame, constant, metric="test.dice"):
     """The learning curves as SVG whose text and lines take the page's colour; None without test Dice."""
     if frame[metric].isna().all():
         return None
+    return as_svg(lambda: plots.curves(frame, metric=metric, constant=constant, size=(5.4, 3.9)))
+
+
+def as_svg(drawn):
+    """The text of the figure that `drawn()` gives."""
     svg = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "askmask"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # missing here, but the browser has fonts of its own
-        figure = plots.curves(frame, metric=metric, constant=constant, size=(5.4, 3.9))
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        drawn().savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     text = svg.getvalue()
     return text[text.index("<svg") :].replace("#000000", "currentColor")
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from conftest import events, join_heartbeat
 
-from analysis import statistics
 from analysis.runs import COSTS, SETTINGS, load, minutes
+from analysis.statistics import __main__ as statistics_command
 from experiments.errors import Refused
 from experiments.records.cells import harmless, meant
 
@@ -284,7 +284,7 @@ def test_published_baselines(tmp_path, capsys):
         assert group["test.dice"].tolist() == curves[f"{label}_{run}"].tolist()
         assert group["images"].tolist() == list(range(4, 35, 2)) and set(group["heuristic"]) == {label}
     assert load(tmp_path, published=True, start=8, query=1)["images"].max() == 23
-    statistics.main([str(tmp_path), "--baseline", "rand", "--published", "4", "2"])
+    statistics_command.main([str(tmp_path), "--baseline", "rand", "--published", "4", "2"])
     assert capsys.readouterr().out.splitlines()[3].split()[:3] == ["unknown", "rand", "5"]
     np.save(tmp_path / "mc_9.npy", np.zeros((2, 2)))
     assert len(load(tmp_path, published=True, start=4, query=2)) == 160
