@@ -61,7 +61,8 @@ class Ledger:
             if self.events:
                 anyway = self.settings.get("resume") == "anyway"
                 line = refuse_other_settings(self.folder, self.events[0]["settings"], self.settings, self.usual, anyway)
-                refuse_other_images(self.folder, self.events[0]["data"], self.header["data"])
+                was = fingerprints(self.events)
+                refuse_other_images(self.folder, was, self.header["data"])
                 if self.ids is not None:
                     refuse_other_ids(self.path, self.events, self.ids)
                 if line:
@@ -185,6 +186,12 @@ def check(folder, settings, usual, made_with):
             refuse_other_making(folder, events, made_with(), anyway)
 
 
+def fingerprints(events):
+    """Those of the train, val and test images of a run, with what joined since it began."""
+    later = [event["fingerprint"] for event in events if event["event"] == "joined"]
+    return [*later[-1:], *events[0]["data"][len(later[-1:]) :]]
+
+
 def read(folder):
     """All events of a run's folder, [] if there is none; a last line without its end is still being written.
 
@@ -209,4 +216,5 @@ def finished(folder, cycles):
 def is_finished(events, cycles):
     """Whether the run of these events has nothing left to do for this many cycles."""
     done = [e for e in events if e["event"] == "evaluated"]
-    return bool(done) and (len(done) > cycles or done[-1]["pool"] == 0)
+    joined = any(e["event"] == "joined" for e in events[events.index(done[-1]) :]) if done else False
+    return bool(done) and (len(done) > cycles or (done[-1]["pool"] == 0 and not joined))
