@@ -11,7 +11,7 @@ from PIL import Image
 
 from data._splits import deal
 from experiments.acquisition import pictures
-from experiments.annotate import answers
+from experiments.annotate import answers, request
 from experiments.components.randomness import generator
 from experiments.errors import AwaitingLabels, BadData, Refused
 from experiments.records.ledger import Ledger
@@ -308,6 +308,28 @@ def test_a_mask_finds_its_image_by_hash_then_id_then_name(tmp_path):
         assert answers.image_of(tmp_path / name, images, row) is IMAGE
     with pytest.raises(BadData, match="for no image that was asked for"):
         answers.image_of(tmp_path / "d.png", images, {})
+
+
+def test_no_two_ids_share_a_file():
+    ids = [
+        "a/b",
+        "a__b",
+        "a_/b",
+        "a/_b",
+        "a___b",
+        "a_b",
+        "b",
+        "a/b/c",
+        "a__b/c",
+        "a/b__c",
+        "_a",
+        "a_",
+        "a_/_b",
+        "a____b",
+    ]
+    assert len({request.file_name(id) for id in ids}) == len(ids)
+    assert not any("/" in request.file_name(id) for id in ids)
+    assert [request.file_name(id) for id in ("a/b", "im_0", "p7/im_1")] == ["a__b", "im_0", "p7__im_1"]
 
 
 def test_who_drew_a_mask_and_how_long_it_took(tmp_path):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from experiments.acquisition import selection
 from experiments.acquisition.prediction import pass_keys, predict, winner
 from experiments.errors import Refused
+from experiments.evaluation import evaluation
 from experiments.network import device, dropout
 from experiments.network.inference import Network, plan
 from experiments.network.joining import grown
@@ -424,9 +425,35 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(room, fail):
 
 @pytest.mark.parametrize("fail", [beyond_memory, beyond_a_gpu])
 def test_an_image_that_does_not_fit_alone_is_refused(monkeypatch, fail):
-    monkeypatch.setattr(Network, "passes", lambda self, x, keys, balanced=False: fail())
+    monkeypatch.setattr(Network, "passes", lambda *args, **how: fail())
     with pytest.raises(Refused, match="One image of 20 x 24 does not fit on cpu"):
         predict(make_model()[0], torch.zeros(2, 24, 20, 3, dtype=torch.uint8), ["a", "b"])
+
+
+@pytest.mark.parametrize("chunk", [0, 1])
+def test_one_more_pass_without_dropout_takes_what_was_computed_for_the_others(chunk):
+    """The same bits as alone, and the part before the first dropout is run once for both."""
+    images, keys = torch.randint(256, (2, 40, 36, 3), dtype=torch.uint8), pass_keys(PLACE, "test", "ab", 3)
+    network = Network(trained(make_model()[0]), mc_chunk=chunk)
+    expected, alone = predict(network, images, "ab", keys), predict(network, images, "ab")
+    ran, prefix = [], network.prefix
+    network.prefix = lambda x: ran.append(len(x)) or prefix(x)
+    network.prefix.by_image = prefix.by_image
+    both = predict(network, images, "ab", keys, needs=("without",))
+    assert ran == [2] and torch.equal(both.without, alone.mean) and not torch.equal(both.mean, both.without)
+    for name in ("mean", "second_moment", "votes", "expected_entropy"):
+        assert torch.equal(getattr(both, name), getattr(expected, name))
+    assert network.keys.now is None
+
+
+def test_means_alone_are_the_same_means():
+    images, keys = torch.randint(256, (2, 40, 36, 3), dtype=torch.uint8), pass_keys(PLACE, "test", "ab", 3)
+    network = Network(make_model()[0])
+    whole, means = (
+        predict(network, images, "ab", keys, ("mean_logits",), means_alone=alone) for alone in (False, True)
+    )
+    assert torch.equal(whole.mean, means.mean) and torch.equal(whole.mean_logits, means.mean_logits)
+    assert means.second_moment is means.votes is means.expected_entropy is None
 
 
 # ---- balanced masks
@@ -513,3 +540,22 @@ def test_corrected_bald_is_bald_times_k_over_k_minus_1():
     torch.testing.assert_close(bald.uncertainty(seen, corrected=True), bald.uncertainty(seen) * 5 / 4)
     once = predict(model, images, "a")
     assert bald.uncertainty(once, corrected=True).abs().max() < 1e-5 and entropy.uncertainty(once).max() > 0.1
+
+
+# ---- evaluation
+
+
+def test_evaluation_sees_each_batch_once_for_both_kinds_of_passes(monkeypatch):
+    """Its metrics of the averaged passes and of the single one are those of predictions made apart."""
+    model, store = trained(make_model()[0]), make_store([(24, 20)] * 3 + [(20, 24)] * 2)
+    for i in range(5):
+        store.mask(i).random_(2)
+    asked, real = [], Network.passes
+    monkeypatch.setattr(Network, "passes", lambda self, *args, **how: asked.append(1) or real(self, *args, **how))
+    settings = {"dropout": True, "batch": 0, "distances": False, "spacing": [1.0, 1.0], "original_size": False}
+    evaluate = evaluation.evaluate.__wrapped__
+    scalars, _, bins = evaluate(model, store, PLACE, 2, passes=3, **settings)
+    assert len(asked) == len(list(store.batches(range(5), 0)))
+    single, _, alone = evaluate(model, store, PLACE, 2, passes=3, **settings | {"dropout": False})
+    assert {f"deterministic_{name}": value for name, value in single.items()}.items() <= scalars.items()
+    assert bins["deterministic_bins"] == alone["bins"] != bins["bins"]

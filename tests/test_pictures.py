@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ledger_bytes
+from matplotlib.text import Text
 from PIL import Image
 
 from analysis import provenance
@@ -93,6 +94,30 @@ def test_outlines_follow_the_masks():
     assert orange > 300 and blue == 0  # a square of about 100 pixels a side on the screen
     assert all(found > 150 for found in area([mask], [np.roll(mask, 10, 0)]))
     assert area([np.zeros_like(mask)]) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "factor"),
+    [(1, (60, 200), -2.5e-4), (1, (200, 60), 1), (4, (130, 194), 3e37), (8, (60, 60), 3e-3)],
+)
+def test_all_words_of_a_picture_stand_in_it(count, size, factor, monkeypatch):
+    """Of the longest titles and of numbers of any size, and no title on an image."""
+    seen, real = [], pictures.png_of
+    monkeypatch.setattr(pictures, "png_of", lambda figure: seen.append(figure) or real(figure))
+    image, mask = np.zeros((*size, 3), np.uint8), np.eye(*size, dtype=np.uint8)
+    maps = [factor * np.random.default_rng(0).random(size)] * count
+    title = "\n".join(["m" * 20, "mean expected_entropy 0.000111 nats", "rank 1 of 57, benign", "Dice 0.882"])
+    masks = [mask] * count
+    pictures.queries([image] * count, maps, [title] * count, masks, masks, "heading", "expected_entropy, nats")
+    [figure] = seen
+    renderer, edges = figure.canvas.get_renderer(), figure.bbox.padded(1)
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    boxes = [text.get_window_extent(renderer) for text in texts]
+    assert all((box.min >= edges.min).all() and (box.max <= edges.max).all() for box in boxes) and len(boxes) > count
+    images = [axis.get_window_extent(renderer) for axis in figure.axes if axis.images]
+    titles = [text.get_window_extent(renderer).padded(-1) for text in texts if text.get_text() == title]
+    assert len(images) == 2 * len(titles) == 2 * count
+    assert not any(box.overlaps(other) for box in titles for other in images)
 
 
 # ---- a run's pictures

@@ -1,4 +1,4 @@
-"""Every command line that README.md and CONTRIBUTING.md print can be typed.
+"""Every command line that README.md, CONTRIBUTING.md and docs/ print can be typed.
 
 Always: its settings, module or target are known. With ASKMASK_README=1, in a fresh clone and from nothing: it ends well
 (about 50 minutes on two cores, for it makes the environment and the printed studies; ASKMASK_README=quick leaves out
@@ -39,7 +39,7 @@ def printed(*files):
     return found
 
 
-LINES = printed("README.md", "CONTRIBUTING.md")
+LINES = printed("README.md", "CONTRIBUTING.md", "docs/speed.md")
 
 
 def test_the_files_print_commands():

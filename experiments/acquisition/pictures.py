@@ -4,6 +4,7 @@ import io
 import warnings
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
@@ -13,6 +14,7 @@ from experiments.store import IGNORE
 
 COLUMNS = 4  # images beside one another at most
 WIDTH = 3.2  # inches of a column, of 100 pixels each
+TOP, LINE, GAP, BAR, BOTTOM = 0.3, 0.165, 0.04, 1.15, 0.32  # inches: heading, title line, around, colour bar, legend
 SIDE = 640  # a larger image is thinned out: the screen shows no more of it
 LINES = {
     "predicted": {"colors": "#E69F00", "linestyles": "solid", "linewidths": 1.6},
@@ -35,22 +37,30 @@ def queries(images, maps, titles, predicted=None, true=None, heading="", measure
     bands = -(-len(images) // COLUMNS)
     rows, columns = 1 + mapped, -(-len(images) // bands)
     ratio = np.clip(np.median([image.shape[0] / image.shape[1] for image in images]), 0.4, 2)
-    above = 0.2 * (1 + max(title.count("\n") for title in titles))
-    size = WIDTH * columns + 0.9 * mapped, bands * (rows * WIDTH * ratio + above) + 0.7
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
-    axes = figure.subplots(bands * rows, columns, squeeze=False)
-    scale = limits([m for m in maps if m is not None])
-    for axis in axes.flat:
+    above = 0.1 + LINE * (1 + max(title.count("\n") for title in titles))
+    wide, tall = WIDTH * columns + BAR * mapped, bands * (rows * WIDTH * ratio + above) + TOP + BOTTOM
+    figure = Figure(figsize=(wide, tall), dpi=100)
+
+    def box(left, top, width, height):
+        """Axes so many inches from the left and the top: laid out by matplotlib they would take twice as long."""
+        return figure.add_axes((left / wide, 1 - (top + height) / tall, width / wide, height / tall))
+
+    def field(band, column, row):
+        top = TOP + band * (rows * WIDTH * ratio + above) + above + row * WIDTH * ratio
+        axis = box(WIDTH * column + GAP, top, WIDTH - 2 * GAP, (WIDTH - 2 * GAP) * ratio)
         axis.set_axis_off()
-        axis.set(xticks=[], yticks=[])  # they are laid out all the same
+        return axis
+
+    scale = limits([m for m in maps if m is not None])
     for place, (image, map, title) in enumerate(zip(images, maps, titles, strict=True)):
         band, column = divmod(place, columns)
-        shown, step = axes[band * rows : (band + 1) * rows, column], -(-max(image.shape[:2]) // SIDE)
+        shown, step = [field(band, column, 0)], -(-max(image.shape[:2]) // SIDE)
         thin = (slice(None, None, step),) * 2
         image = image[thin]
         shown[0].imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray")
-        shown[0].set_title(printable(title), fontsize=10, parse_math=False)
+        shown[0].set_title(printable(title), fontsize=10, y=1, parse_math=False)  # else it is looked for in each draw
         if map is not None:
+            shown.append(field(band, column, 1))
             drawn = shown[1].imshow(finite(map[thin]), cmap="viridis", vmin=scale[0], vmax=scale[1])
             frame(shown[1], *image.shape[:2], ratio)
         frame(shown[0], *image.shape[:2], ratio)
@@ -60,20 +70,29 @@ def queries(images, maps, titles, predicted=None, true=None, heading="", measure
         if map is not None and known:
             outline(shown[1], list(known.values())[-1], [], colors="white", linewidths=0.9)
     if mapped:
-        bar = figure.colorbar(drawn, ax=axes, extend="both", aspect=40, fraction=0.03, pad=0.01)
+        top, height = TOP + above, tall - TOP - above - BOTTOM
+        bar = figure.colorbar(drawn, cax=box(WIDTH * columns + 0.1, top, 0.12, height - GAP), extend="both")
+        bar.formatter.set_powerlimits((-3, 4))  # of longer numbers what they are multiples of stands above
         bar.ax.set_ylabel(printable(measure), fontsize=11, parse_math=False)
         bar.ax.tick_params(labelsize=10)
-    figure.suptitle(printable(heading), fontsize=12, parse_math=False)
+    figure.suptitle(printable(heading), fontsize=12, y=1 - 0.05 / tall, parse_math=False)
     named = [name for name, masks in outlines.items() if any(mask is not None for mask in masks)]
     lines = [Line2D([], [], color=LINES[n]["colors"], linestyle=LINES[n]["linestyles"], linewidth=2) for n in named]
     if named:
         words = [f"{name} outline" for name in named]
         words[-1] += ", white on the map" * mapped
-        figure.legend(lines, words, loc="outside lower center", ncols=2, fontsize=10, frameon=False)
-    png = io.BytesIO()
+        place = {"loc": "lower center", "borderaxespad": 0.2, "columnspacing": 1, "frameon": False}
+        figure.legend(lines, words, ncols=2, fontsize=10, **place)
+    return png_of(figure)
+
+
+def png_of(figure):
+    """PNG bytes of a figure, little compressed: that would take as long as to draw it, for a tenth of the bytes."""
+    canvas, png = FigureCanvasAgg(figure), io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
-        figure.savefig(png, format="png")
+        canvas.draw()
+    Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]).save(png, format="PNG", compress_level=1)
     return png.getvalue()
 
 

@@ -4,7 +4,7 @@ MC dropout, Gal & Ghahramani 2016, https://arxiv.org/abs/1506.02142.
 """
 
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -63,21 +63,27 @@ class Prediction(NamedTuple):
     valid: "torch.Tensor"  # (B, H, W) bool, False for pixels that no score may count
     mean_logits: "torch.Tensor | None" = None  # (B, C, H, W), only for a heuristic whose NEEDS names it
     last: "torch.Tensor | None" = None  # (B, C, H, W) probabilities of the last pass, only if NEEDS names it
+    without: "torch.Tensor | None" = None  # (B, C, H, W) those of one more pass, without dropout, likewise
 
 
-def predict(model, images, ids, keys=None, needs=(), balanced=False):
+def predict(model, images, ids, keys=None, needs=(), balanced=False, means_alone=False):
     """Reduce the passes of a model or Network over images (B, H, W, channels) uint8 to a Prediction.
 
     `keys` (K, B) int64 makes K stochastic passes; None makes a single deterministic one. A model with one
     logit is read as foreground against background. A batch that the device cannot hold is halved, its passes single.
+    With `means_alone` there are no second moment, votes and entropy.
     """
     from experiments.network.inference import Network  # needs torch at once
 
     network = model if isinstance(model, Network) else Network(model)
     try:
         with torch.inference_mode():
-            passes = network.passes(floats(images), keys, balanced)
-            return moments(((logits, None) for logits in passes), ids, needs)
+            passes = network.passes(floats(images), keys, balanced, also_without="without" in needs)
+            counted = islice(passes, 1 if keys is None else len(keys))
+            found = moments(((logits, None) for logits in counted), ids, needs, means_alone)
+            for logits in passes:
+                found = found._replace(without=two_sided(logits.float()).softmax(1))
+            return found
     except (RuntimeError, MemoryError) as error:
         if not ran_out_of_memory(error):
             raise
@@ -88,12 +94,11 @@ def predict(model, images, ids, keys=None, needs=(), balanced=False):
             ) from error
     network.mc_chunk = 1
     if len(ids) == 1:
-        return predict(network, images, ids, keys, needs, balanced)
+        return predict(network, images, ids, keys, needs, balanced, means_alone)
     middle = len(ids) // 2
     halves = [slice(None, middle), slice(middle, None)]
-    return joined(
-        [predict(network, images[h], ids[h], keys if keys is None else keys[:, h], needs, balanced) for h in halves]
-    )
+    parts = [(images[h], ids[h], keys if keys is None else keys[:, h]) for h in halves]
+    return joined([predict(network, *part, needs, balanced, means_alone) for part in parts])
 
 
 def joined(parts):
@@ -108,35 +113,42 @@ def floats(images):
     return images.permute(0, 3, 1, 2).float().div_(255)
 
 
-def moments(passes, ids, needs=()):
+def moments(passes, ids, needs=(), means_alone=False):
     """Reduce passes, (logits (B, C, H, W), seen (B, H, W) bool or None for everything), to a Prediction."""
-    mean = None
+    mean, second, votes, expected = [None] * 4
     with torch.inference_mode():
         for logits, seen in passes:
             logits = two_sided(logits.float()).contiguous()
             if mean is None:
-                mean, second, votes = (torch.zeros_like(logits) for _ in range(3))
-                expected, count = torch.zeros_like(logits[:, 0]), torch.zeros_like(logits[:, 0])
+                mean, count = torch.zeros_like(logits), torch.zeros_like(logits[:, 0])
                 logit_sum = torch.zeros_like(logits) if "mean_logits" in needs else None
+                if not means_alone:
+                    second, votes, expected = (
+                        torch.zeros_like(logits),
+                        torch.zeros_like(logits),
+                        torch.zeros_like(count),
+                    )
             p = last = logits.softmax(1)
-            entropies = entropy(p)
             weight = torch.ones_like(count) if seen is None else seen.to(p.dtype)
-            votes.scatter_add_(1, winner(p)[:, None], weight[:, None])
+            if not means_alone:
+                votes.scatter_add_(1, winner(p)[:, None], weight[:, None])
+                entropies = entropy(p)
+                expected.add_(entropies if seen is None else entropies * weight)
             if seen is not None:
-                p, logits, entropies = p * weight[:, None], logits * weight[:, None], entropies * weight
+                p, logits = p * weight[:, None], logits * weight[:, None]
             count.add_(weight)
             mean.add_(p)
-            second.addcmul_(p, p)
-            expected.add_(entropies)
+            if not means_alone:
+                second.addcmul_(p, p)
             if logit_sum is not None:
                 logit_sum.add_(logits)
         share = 1 / count.clamp_min(1)
         return Prediction(
             ids=ids,
             mean=mean.mul_(share[:, None]),
-            second_moment=second.mul_(share[:, None]),
+            second_moment=None if means_alone else second.mul_(share[:, None]),
             votes=votes,
-            expected_entropy=expected.mul_(share),
+            expected_entropy=None if means_alone else expected.mul_(share),
             count=count,
             valid=count > 0,
             mean_logits=None if logit_sum is None else logit_sum.mul_(share[:, None]),

@@ -3,6 +3,9 @@
 A query whose images have no mask becomes a folder, results/<label>_<run>/queries/cycle_000/ (request.py), and the run
 ends as AWAITING_LABELS. Masks put into its labels/ are checked when the same command is typed again (answers.py); those
 taken are kept in results/<label>_<run>/masks/ under their hash, and the ledger says which mask counted when.
+
+`python -m experiments.annotate` hands such a folder to an annotation tool (handoff.py, formats/) and takes its answer
+(returned.py).
 """
 
 from functools import partial

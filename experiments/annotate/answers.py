@@ -118,10 +118,10 @@ def table(path):
 
 def image_of(path, images, row):
     """The entry of the manifest that a mask is of, by the hash or the id that its row or its name says."""
-    named = [row.get("sha256"), row.get("id"), path.stem]
+    words = [row.get("sha256"), row.get("id"), path.stem]
     by_hash, by_name = ({image[key]: image for image in images} for key in ("sha256", "name"))
     by_id = {image["id"]: image for image in images}
-    for word in filter(None, named):
+    for word in filter(None, words):
         for known in (by_hash, by_id, by_name):
             if word in known:
                 return known[word]

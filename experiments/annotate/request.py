@@ -56,7 +56,7 @@ def write_request(state, queries, chosen, cycle, trained):
 def write_image(state, place, query, index, mask, map):
     """Write what belongs to one image; its entry in the manifest."""
     item, seen = state.train.split.items[index], state.train.image(index).cpu().numpy()
-    name, plain = query["id"].replace("/", "__"), isinstance(item.image, Path)
+    name, plain = file_name(query["id"]), isinstance(item.image, Path)
     if plain:
         image = place / "images" / f"{name}{item.image.suffix.lower()}"
         shutil.copyfile(item.image, image)
@@ -79,6 +79,12 @@ def write_image(state, place, query, index, mask, map):
         write(place / "uncertainty" / f"{name}.png", png(np.array(Image.fromarray(shown).resize((width, height)))))
         entry["uncertainty"] = f"uncertainty/{name}.png"
     return entry
+
+
+def file_name(id):
+    """The name that an image's files have, without ending: of no two ids the same."""
+    name = id.replace("/", "__")
+    return name if name.replace("__", "/") == id else f"{name}-{sha256(id.encode()).hexdigest()[:12]}"
 
 
 def named(classes):

@@ -72,29 +72,31 @@ def evaluate(model, store, place, classes, passes, dropout, batch, distances, sp
     from experiments.network.inference import Network  # needs torch at once
 
     network, scalars, arrays, calibration = Network(model), {}, {}, {}
-    for prefix, stochastic in (("", dropout), ("deterministic_", False))[: 2 if dropout else 1]:
-        counted = torch.zeros(len(store), classes, 3, dtype=torch.int64)
-        soft = torch.zeros(len(store), classes, 3, dtype=torch.float64)
-        apart = torch.zeros(len(store), classes, len(metrics.DISTANCES), dtype=torch.float64)
-        bins, pending, slices = 0, [], defaultdict(list)
-        for members, images in store.batches(range(len(store)), batch):
-            ids = [store.ids[i] for i in members]
-            keys = pass_keys(place, "test", ids, passes) if stochastic else None
-            mean = predict(network, images, ids, keys).mean
+    apart = torch.zeros(len(store), classes, len(metrics.DISTANCES), dtype=torch.float64)
+    needs, slices = ("without",) if dropout else (), defaultdict(list)
+    pending = {"": []} | ({"deterministic_": []} if dropout else {})
+    for members, images in store.batches(range(len(store)), batch):
+        ids = [store.ids[i] for i in members]
+        keys = pass_keys(place, "test", ids, passes) if dropout else None
+        found = predict(network, images, ids, keys, needs, means_alone=True)
+        for prefix, mean in zip(pending, (found.mean, found.without), strict=False):
             for some, p, masks in beside_truth(store, members, mean, original_size):
                 labels = winner(p)
-                pending.append((some, metrics.counts(labels, masks, classes), metrics.soft_counts(p, masks)))
-                bins = bins + metrics.calibration_bins(p, masks)
+                counts = metrics.counts(labels, masks, classes), metrics.soft_counts(p, masks)
+                pending[prefix].append((some, *counts, metrics.calibration_bins(p, masks)))
                 if distances and not prefix:
                     for i, label, mask in zip(some, labels.cpu(), masks.cpu(), strict=True):
                         steps = pixel(store, i, spacing, mask.shape)
                         apart[i] = surfaces(label, mask, classes, store, steps[1:])
                         if volumes:
                             slices[store.split.items[i].source].append((i, label.to(torch.uint8), mask, steps))
-            advance(mean[:, 0].numel() * (passes if stochastic else 1))
-        for members, batch_counts, batch_soft in pending:
+        advance(found.mean[:, 0].numel() * (passes + 1 if dropout else 1))
+    for prefix, parts in pending.items():
+        counted = torch.zeros(len(store), classes, 3, dtype=torch.int64)
+        soft = torch.zeros(len(store), classes, 3, dtype=torch.float64)
+        for members, batch_counts, batch_soft, _ in parts:
             counted[members], soft[members] = batch_counts.cpu(), batch_soft.cpu()
-        bins = bins.cpu()
+        bins = sum(batch_bins for *_, batch_bins in parts).cpu()
         overlaps = metrics.overlaps(counted, store.foreground)
         measured = {**overlaps, "accuracy": metrics.accuracy(counted).item(), "ece": metrics.ece(bins).item()}
         calibration[f"{prefix}bins"] = bins.tolist()

@@ -182,11 +182,12 @@ def calibration_bins(p, masks):
     if p.device.type == "mps":  # has no float64
         p, masks = p.cpu(), masks.cpu()
     confidence, label = p.max(1)
-    valid = masks != IGNORE
-    confidence, right = confidence[valid].double(), (label == masks)[valid].double()
+    confidence, right = confidence.double(), (label == masks).double()
     bin = (confidence * BINS).ceil().long().sub_(1).clamp_(0, BINS - 1)
-    sums = torch.zeros(BINS, 3, dtype=torch.float64, device=p.device)
-    return sums.index_add_(0, bin, torch.stack([torch.ones_like(right), confidence, right], dim=1))
+    bin.masked_fill_(masks == IGNORE, BINS)  # which is left out
+    sums = torch.zeros(BINS + 1, 3, dtype=torch.float64, device=p.device)
+    rows = torch.stack([torch.ones_like(right), confidence, right], dim=-1)
+    return sums.index_add_(0, bin.flatten(), rows.flatten(0, -2))[:BINS]
 
 
 def ece(bins):

@@ -5,6 +5,7 @@ cannot trace is run as it is. What crosses from there to the rest is repeated fo
 number of images, which is tried out once.
 """
 
+from itertools import chain
 from weakref import WeakKeyDictionary
 
 import torch
@@ -46,14 +47,17 @@ class Network:
         (logits,) = self.passes(x, None)
         return logits
 
-    def passes(self, x, keys, balanced=False):
+    def passes(self, x, keys, balanced=False, also_without=False):
         """Yield logits (B, C, H, W) pass by pass; `keys` (K, B) int64 are those of the dropout, None: one pass without.
 
-        With `balanced` masks the keys of the first pass serve all. The passes of an ensemble are shared by its members,
-        one after the other; the one without dropout is of their mean probability.
+        With `balanced` masks the keys of the first pass serve all; `also_without` makes one pass without dropout after
+        them, of what was computed for them. The passes of an ensemble are shared by its members, one after the other;
+        the one without dropout is of their mean probability.
         """
         if self.members:
             yield from self.shared(x, keys, balanced)
+            if also_without:
+                yield from self.shared(x, None)
             return
         height, width = x.shape[-2:]
         x = self.prepared(x)
@@ -61,7 +65,8 @@ class Network:
             self.verify(x[:1])
             with device.autocast(x.device, self.precision):
                 known = self.prefix(x)
-            for now, shift, rows in self.steps(x, known, keys, balanced):
+            last = self.steps(x, known, None) if also_without else ()
+            for now, shift, rows in chain(self.steps(x, known, keys, balanced), last):
                 self.keys.now, self.keys.shift = now, shift
                 with device.autocast(x.device, self.precision):
                     logits = self.rest(*rows)
@@ -71,7 +76,7 @@ class Network:
         finally:
             self.keys.now, self.keys.shift, self.keys.bits = None, None, None
 
-    def shared(self, x, keys, balanced):
+    def shared(self, x, keys, balanced=False):
         """Yield logits pass by pass: every M-th of one of the M members."""
         if keys is None:
             yield mean_logits([member(x) for member in self.members])
@@ -113,7 +118,7 @@ class Network:
         if not first.verified:
             self.plans[self.settings], self.prefix, self.rest = None, lambda x: (x,), self.model.forward
 
-    def steps(self, x, known, keys, balanced):
+    def steps(self, x, known, keys, balanced=False):
         """Yield (keys of the rows, shift of the masks, what `rest` takes) step by step."""
         if keys is None:
             yield None, None, known

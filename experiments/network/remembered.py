@@ -70,15 +70,17 @@ class Remembered(nn.Module):
 
     def look_up(self, image):
         """The maps of one image (1, channels, H, W), known or new."""
-        levels = (255 * image).round()
-        if (255 * image - levels).abs().amax() > NEAR:
+        values = 255 * image
+        levels = values.round()
+        if values.sub_(levels).abs_().amax() > NEAR:
             return self.compute(image)
-        shown = levels.to(torch.uint8).cpu().contiguous()
-        name = sha256(f"{tuple(shown.shape)}".encode() + shown.numpy().tobytes()).hexdigest()
+        shown = levels[0].permute(1, 2, 0).to(torch.uint8).contiguous().cpu().numpy()  # as it lies in memory
+        name = sha256(f"{shown.shape}".encode() + shown.tobytes()).hexdigest()
         if name not in self.kept:
             maps = self.read(name, image) or self.write(name, [m.half() for m in self.compute(levels / 255)])
             if not all(m.isfinite().all() for m in maps):
                 raise Refused("The encoder's features of an image are too large for half precision, or no numbers.")
+            maps = [m.contiguous(memory_format=torch.channels_last) for m in maps]  # as they are read, many times
             if self.kept.bytes <= self.memory:
                 self.kept[name] = maps
             elif not self.kept.full:

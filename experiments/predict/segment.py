@@ -55,7 +55,7 @@ class Segmenter:
         """(probabilities (B, C, H, W), features (B, D) or None) of images (B, H, W, channels) uint8."""
         images = images.to(self.run.device)
         keys = pass_keys(self.run.place, "test", ids, self.passes) if self.passes else None
-        mean = predict(self.network, images, ids, keys).mean
+        mean = predict(self.network, images, ids, keys, means_alone=True).mean
         return mean, self.familiar and self.familiar.features(images)
 
     def tiled(self, id, image):

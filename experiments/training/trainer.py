@@ -143,10 +143,10 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             now = slice(int(part[0]), int(part[-1]) + 1)
             drawn = {k: v[now] for k, v in parameters.items()}
             images, masks = augment.crops(train, shown[now], drawn, height, width)
-            inside = augment.inside(train, shown[now], drawn, height, width)
             if whole:
                 x = floats(images)
             else:
+                inside = augment.inside(train, shown[now], drawn, height, width)
                 x, masks = operations.apply(augment.colour(images, inside, drawn["factors"]), masks, inside, drawn)
             model.dropout_keys.now = keys[now]
             with errors_explained(f"{len(x)} crop(s) of {width} x {height}", x.device):
@@ -253,7 +253,7 @@ def validate(model, store, objective, advance, indices=None):
     network, losses, counted = Network(model), [], []
     for members, images in store.batches(range(len(store)) if indices is None else indices):
         masks = torch.stack([store.mask(i) for i in members]).to(images.device)
-        prediction = predict(network, images, [store.ids[i] for i in members], needs=("mean_logits",))
+        prediction = predict(network, images, [store.ids[i] for i in members], needs=("mean_logits",), means_alone=True)
         losses.append(objective(prediction.mean_logits, masks))
         counted.append(metrics.counts(winner(prediction.mean), masks, prediction.mean.shape[1]))
         advance(masks.numel())
