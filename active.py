@@ -78,6 +78,7 @@ def settings():
     query = 4  # images to label in each cycle, or their share of the training set
     cycles = 2  # queries; there is one evaluation more
     pool_size = 0  # look only at this many images of the pool in each cycle, drawn anew, or their share; 0: at all
+    audit = 0.0  # share of each query drawn at random; on it the model that asked is measured before it learns from it
     noted = ["entropy", "expected_entropy", "bald", "variance"]  # scores of the same passes kept beside the heuristic's
     mc_iters = 10  # stochastic passes that score the pool; the published setting is 20
     label = heuristic  # results are <results_dir>/<label>_<run>.npy and a folder of that name
@@ -102,6 +103,7 @@ ALLOWED = {
     "query": Range(least=1),
     "cycles": Range(least=0),
     "pool_size": Range(least=0),
+    "audit": Range(least=0, below=1),
     "mc_iters": Range(least=1),
     "members": Range(least=1, most=100),
     "checkpoint": ("last", "all", "none"),

@@ -72,25 +72,29 @@ def weights(folder):
 
 
 def test_a_run_without_ground_truth_equals_one_whose_oracle_knew_it(lab, truth, tmp_path, capsys, experiment):
+    share = {"audit": 0.5}
     with pytest.raises(AwaitingLabels, match="2 of 2 masks are awaited: .*cycle_000/index.html"):
-        lab()
+        lab(**share)
     assert AwaitingLabels.code == 0
     (record,) = (tmp_path / "results" / "entropy_0" / "sacred").glob("*.json")
     assert json.loads(record.read_text())["status"] == "AWAITING_LABELS"
     place, names = asked(tmp_path, "cycle_000")
     page = (place / "index.html").read_text()
+    assert page.count("at random, for the audit") == 1  # whose image is drawn without the model's mask to begin from
+    assert [path.stem for path in (place / "prediction").iterdir()] == names[:1]
     for name in names:
         assert f"labels/{name}.png" in page and "http" not in page
         original = tmp_path / "lab" / "images" / f"{name}.bmp"
         assert (place / "images" / f"{name}.bmp").read_bytes() == original.read_bytes()
-        with Image.open(original) as image, Image.open(place / "prediction" / f"{name}.png") as prediction:
-            assert prediction.size == image.size and prediction.mode == "P"
+    original = tmp_path / "lab" / "images" / f"{names[0]}.bmp"
+    with Image.open(original) as image, Image.open(place / "prediction" / f"{names[0]}.png") as prediction:
+        assert prediction.size == image.size and prediction.mode == "P"
     Image.new("L", (9, 9), 1).save(place / "labels" / f"{names[0]}.png")
     Image.new("L", (9, 9), 1).save(place / "labels" / "im_77.png")
     answer(truth, place, names[1:])
     capsys.readouterr()
     with pytest.raises(AwaitingLabels, match="1 of 2 masks are awaited"):
-        lab()
+        lab(**share)
     said = capsys.readouterr().out
     assert f"{names[0]}.png is 9 x 9, its image" in said and "im_77.png is for no image that was asked for" in said
     answer(truth, place, names)
@@ -105,19 +109,21 @@ def test_a_run_without_ground_truth_equals_one_whose_oracle_knew_it(lab, truth, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ledger, "append", once)
         with pytest.raises(KeyboardInterrupt):
-            lab()
+            lab(**share)
     with pytest.raises(AwaitingLabels, match="cycle_001"):
-        lab()
+        lab(**share)
     answer(truth, *asked(tmp_path, "cycle_001"))
-    assert lab().status == "COMPLETED"
+    assert lab(**share).status == "COMPLETED"
     found = events(tmp_path / "results", "entropy")
     counted = [id for event in found if event["event"] == "answered" for id in event["masks"]]
     assert len(counted) == len(set(counted)) == 4
-    assert lab().status == "COMPLETED" and events(tmp_path / "results", "entropy") == found
+    assert lab(**share).status == "COMPLETED" and events(tmp_path / "results", "entropy") == found
 
     given = {"initial": "given", "given.ids": [q["id"] for q in found[0]["queries"]], "start": 2}
     shutil.copytree(truth / "truth", tmp_path / "lab" / "truth")
-    lab(to="oracle", **given, **{"folder.masks": "truth", "folder.unlabelled": False})
+    lab(to="oracle", **share, **given, **{"folder.masks": "truth", "folder.unlabelled": False})
+    known = [event for event in events(tmp_path / "oracle", "entropy") if event["event"] == "audited"]
+    assert [event for event in found if event["event"] == "audited"] == known and len(known) == 2
     assert weights(tmp_path / "results") == weights(tmp_path / "oracle") and len(weights(tmp_path / "oracle")) == 3
 
 

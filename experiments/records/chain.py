@@ -25,8 +25,9 @@ MUST = {  # what an event has, and of which type
     "resumed": {"made": dict},
     "answered": {"masks": dict},
     "joined": {"images": list, "fingerprint": str},
+    "audited": {"images": int, "ids": list, "metrics": dict, "per_image": dict},
 }
-ASIDE = ("resumed", "answered", "joined")  # may stand after any other event
+ASIDE = ("resumed", "answered", "joined", "audited")  # may stand after any other event
 MAY = {
     "headline": str,
     "masks": dict,

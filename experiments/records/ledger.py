@@ -1,10 +1,11 @@
 """The ledger of a run: an append-only, fsynced JSON-lines file from which everything else is made.
 
 One folder a run, `<results_dir>/<label>_<run>/`. A line is an event: `start` (settings, data, initial queries),
-then per cycle `evaluated` (metrics, weights) and `queried` (what to label next), and `resumed` where other versions or
-another device went on. There is no clock, host or path in it, so two runs compare byte for byte; seconds go to
-timing.jsonl. Each line ends in a hash of all before it (chain.py). Running the same command again replays the events
-and goes on after the last one.
+then per cycle `evaluated` (metrics, weights) and `queried` (what to label next), and between them `resumed` where other
+versions or another device went on, `answered` where people drew masks, `joined` where images came, `audited` where the
+model was measured on images drawn at random. There is no clock, host or path in it, so two runs compare byte for byte;
+seconds go to timing.jsonl. Each line ends in a hash of all before it (chain.py). Running the same command again replays
+the events and goes on after the last one.
 """
 
 import fcntl

@@ -23,7 +23,7 @@ from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.ledger import read as read_ledger
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
-from experiments.steps import joined
+from experiments.steps import audit, joined
 from experiments.store import Splits, Store, cache, refuse_ignored_foreground, remarks
 from experiments.training import trainer, weights
 
@@ -71,6 +71,7 @@ def check(config, components, usual):
     if isinstance(start, int) and start > size:
         raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
     config = resolve_counts(config, components, splits.train)
+    audit.check(config, splits.train)
     if 0 < config["pool_size"] < config["query"]:
         looked, asked = config["pool_size"], config["query"]
         raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
