@@ -354,6 +354,19 @@ def test_without_a_background_all_that_is_predicted_is_foreground(model):
     assert scores["background", "gland"][0].tolist() != scores["background", "gland"][2].tolist()
 
 
+def test_given_reads_a_list_and_a_csv_and_names_what_is_nearest(tmp_path):
+    pool, file = plain_pool(["scan_01", "scan_02", "other"]), tmp_path / "ranked.csv"
+    file.write_text("\ufeffrank,id,score\n0,scan_02,.5\n1,other,.25\n")
+    select = load("heuristic", "given").select
+    assert select(pool, 2, generator(), [""], str(file)) == [1, 2]
+    assert select(pool, 1, generator(), ["other"], "") == [2]
+    with pytest.raises(Refused, match="given names 'scan_03', which is no training image: the nearest are scan_0"):
+        select(pool, 3, generator(), ["scan_03", "x", "other"], "")
+    file.write_text("image,score\na,1\n")
+    with pytest.raises(Refused, match="has no column id: its first line names image, score"):
+        select(pool, 1, generator(), [""], str(file))
+
+
 # ---- selection, with given scores
 
 

@@ -332,7 +332,7 @@ def test_given_ids_or_file(tmp_path):
         (["im7"], "names 1 different images and start is 2"),
         (["im7", "im7"], "names 1"),
         ([""], "names 0"),
-        (["im7", "x"], "'x', which is no training image: im0 is one"),
+        (["im7", "x"], "'x', which is no training image: the nearest are im"),
     ):
         with pytest.raises(Refused, match=said):
             given.select(plain_pool(), 2, None, ids=ids, file="")

@@ -29,6 +29,17 @@ def publish(state, cycle, event):
     return score
 
 
+def publish_audit(state, event):
+    """Log what an audit measured at the step of the weights that it measured, and print its line."""
+    cycle, found = event["cycle"], event["metrics"]
+    for name, value in found.items():
+        state.run.log_scalar(name, value, event["images"])
+    limits = f" (95 % t interval {found['audit.low']:.3f} to {found['audit.high']:.3f})" if "audit.low" in found else ""
+    images = f"{len(event['ids'])} image{'s' * (len(event['ids']) != 1)} drawn at random from its pool"
+    line = f"cycle {cycle}/{state.config['cycles']}: audit Dice {found['audit.dice']:.3f}{limits} on {images}"
+    state.progress.line(line)
+
+
 def conclude(state):
     """Hand the arrays to the observers and say where the result lies."""
     if not state.active.n_unlabelled and state.config["cycles"]:
