@@ -32,6 +32,7 @@ class Predictor:
     precision: str = "float32"
     mc_chunk: int = 0
     needs: tuple = ()
+    encoder: Callable | None = None  # a pretrained network: (B, channels, H, W) in [0, 1] to maps, the deepest last
     advance: Callable = lambda pixels: None
     others: dict = field(default_factory=dict)  # models with other weights, by path
 
