@@ -60,6 +60,7 @@ ex = SelectiveExperiment(
     "askmask",
     ingredients=[trainer.ingredient, augment.ingredient, prediction.ingredient, evaluation.ingredient],
     fractions=("start", "query", "pool_size"),
+    optional={"encoder": "model"},
     check=check,
     observe=observers,
     begun=begin.begun,
@@ -73,6 +74,7 @@ def settings():
     initial = "random"  # the first labelled images: a file in heuristics/ that needs no model
     dataset = "glas" if os.path.isdir("data/GlaS") else "phantom"  # a file in data/; phantom needs no download
     model = "unet"  # a file in models/
+    encoder = ""  # a pretrained file in models/ whose features strategies compare; "" for those of the trained model
     members = 1  # models trained in each cycle, an ensemble: they share the passes that score and test
     run = 0  # repetition: run 3 of every heuristic starts from the same images and weights
     seed = run  # what all randomness is derived from

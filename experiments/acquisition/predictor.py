@@ -33,6 +33,7 @@ class Predictor:
     mc_chunk: int = 0
     needs: tuple = ()
     first: int = 1  # the first class that is foreground
+    encoder: Callable | None = None  # a pretrained network: (B, channels, H, W) in [0, 1] to maps, the deepest last
     advance: Callable = lambda pixels: None
     others: dict = field(default_factory=dict)  # models with other weights, by path
 

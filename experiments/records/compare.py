@@ -104,8 +104,8 @@ def refuse_other_making(folder, events, made, anyway=False):
 
 
 def refuse_other_origin(folder, began, now):
-    """Raise Refused if frozen or pretrained weights are not those of the ledger's first line, {"pretrained": ...}."""
-    was, now = ({k: v for k, v in e.items() if k in ("frozen", "pretrained")} for e in (began, now))
+    """Raise Refused if frozen, pretrained or an encoder's weights are not those of the ledger's first line."""
+    was, now = ({k: v for k, v in e.items() if k in ("frozen", "pretrained", "encoder")} for e in (began, now))
     was, now = dict(flat(was)), dict(flat(now))
     changed = [
         f"{k} {_short(was.get(k))} -> {_short(now.get(k))}" for k in sorted(was | now) if was.get(k) != now.get(k)

@@ -120,7 +120,8 @@ def declared(path):
     """(default, whether its values are words of a list) of a setting; of an unknown one (None, False)."""
     section, _, key = path.rpartition(".")
     if not section:
-        return defaults(active.ex).get(path), path in FOLDERS or isinstance(allowed(active.ex).get(path), tuple)
+        named = path in FOLDERS or path in active.ex.optional
+        return defaults(active.ex).get(path), named or isinstance(allowed(active.ex).get(path), tuple)
     own = next((part for part in active.ex.always if part.path == section), None)
     module = next((load(entry, section) for entry in FOLDERS if own is None and section in names(entry)), None)
     if own is None and module is None:
