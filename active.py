@@ -77,6 +77,7 @@ def settings():
     start = 4  # labelled images at the beginning, or their share of the training set
     query = 4  # images to label in each cycle, or their share of the training set
     cycles = 2  # queries; there is one evaluation more
+    stop_at = 0.0  # validation Dice, or the dataset's own headline, at which the run ends before that; 0: never
     pool_size = 0  # look only at this many images of the pool in each cycle, drawn anew, or their share; 0: at all
     noted = ["entropy", "expected_entropy", "bald", "variance"]  # scores of the same passes kept beside the heuristic's
     mc_iters = 10  # stochastic passes that score the pool; the published setting is 20
@@ -101,6 +102,7 @@ ALLOWED = {
     "start": Range(least=0),
     "query": Range(least=1),
     "cycles": Range(least=0),
+    "stop_at": Range(above=0, most=1, zero="never"),
     "pool_size": Range(least=0),
     "mc_iters": Range(least=1),
     "members": Range(least=1, most=100),
@@ -139,7 +141,7 @@ def learn(config, run):
         for cycle in range(config["cycles"] + 1):
             loop.label(state, queries, cycle)
             dice = loop.train_and_test(state, cycle)
-            if cycle == config["cycles"] or not state.active.n_unlabelled:
+            if cycle == config["cycles"] or not state.active.n_unlabelled or results.enough(state, cycle):
                 break
             queries = loop.query(state, cycle)
         results.conclude(state)
