@@ -68,6 +68,9 @@ def check(config, components, usual):
     evaluation.check_test(splits.test, config["dataset"])
     needs.check(config, components, splits)
     trial.check(config, components, splits)
+    if config["stop_at"] and not splits.val:
+        why = f"{config['dataset']} has none, and test images decide nothing"
+        raise Refused(f"stop_at={config['stop_at']} asks validation images ({why}): leave it out.")
     size, start = len(splits.train), config["start"]
     if isinstance(start, int) and start > size:
         raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
@@ -181,7 +184,7 @@ def go_on(ledger, config, made, masks, stores, new):
     for name, store in stores.items():
         if store:
             refuse_other_masks(ledger.folder, store, range(len(store)), began and began[name])
-    if new or not is_finished(ledger.events, config["cycles"]):
+    if new or not is_finished(ledger.events, config["cycles"], config["stop_at"]):
         line = refuse_other_making(ledger.folder, ledger.events, made, config["resume"] == "anyway")
         if line:
             say(line)

@@ -28,7 +28,7 @@ def planned(study, results, more, lifeline):
         parts = [(entry, cell.settings[entry]) for cell in found for entry in grid.FOLDERS]
         parts += [("heuristic", name) for cell in found for name in cell.settings["noted"]]
         return {
-            "cells": [[list(c.words), str(c.results), c.label, c.run, c.cycles] for c in found],
+            "cells": [[list(c.words), str(c.results), c.label, c.run, c.cycles, c.stop_at] for c in found],
             "done": [str(cell.folder) for cell in found if workers.is_done(cell)],
             "parts": sorted(set(parts)),
         }
