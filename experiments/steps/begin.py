@@ -23,7 +23,7 @@ from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
 from experiments.store import Splits, Store, cache, refuse_ignored_foreground, remarks
-from experiments.training import trainer, weights
+from experiments.training import recompute, trainer, weights
 
 
 @dataclass
@@ -65,6 +65,7 @@ def check(config, components, usual):
     evaluation.check_test(splits.test, config["dataset"])
     needs.check(config, components, splits)
     trial.check(config, components, splits)
+    recompute.check(config, components["model"], splits)
     size, start = len(splits.train), config["start"]
     if isinstance(start, int) and start > size:
         raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
