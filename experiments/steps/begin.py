@@ -25,7 +25,7 @@ from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
 from experiments.steps import audit, joined
 from experiments.store import RAM, Splits, Store, cache, refuse_ignored_foreground, remarks
-from experiments.training import trainer, weights
+from experiments.training import recompute, trainer, weights
 
 
 @dataclass
@@ -68,6 +68,7 @@ def check(config, components, usual):
     evaluation.check_test(splits.test, config["dataset"])
     needs.check(config, components, splits)
     trial.check(config, components, splits)
+    recompute.check(config, components["model"], splits)
     if config["stop_at"] and not splits.val:
         why = f"{config['dataset']} has none, and test images decide nothing"
         raise Refused(f"stop_at={config['stop_at']} asks validation images ({why}): leave it out.")
