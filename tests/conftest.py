@@ -99,7 +99,7 @@ def own_file(file, text):
 
 @pytest.fixture(autouse=True)
 def settings_end_with_a_test():
-    """Sacred leaves a run's settings in the captured functions of its components, where the next test would find them."""
+    """Sacred leaves the settings of a run in captured functions, where the next test would find them."""
 
     def functions():
         ours = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in PARTS]
