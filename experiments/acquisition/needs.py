@@ -2,13 +2,15 @@
 
 A strategy's `NEEDS` are words; where they depend on its settings its captured `needs()` gives them. Model files say in
 `HAS` what they can give ("features" go with LAYERS, "pretrained": there is something to see in it before its first
-training), and by a captured `has()` what their settings leave of it; dataset files too ("groups", "validation").
+training), and by a captured `has()` what their settings leave of it; dataset files too ("groups", "validation"). A
+"background" is a class of that name.
 """
 
 from contextlib import suppress
 
 from experiments.components import load, names
 from experiments.errors import Refused, hint, listed
+from experiments.store import foreground
 
 GIVEN_BY = {
     "features": "model",
@@ -16,6 +18,7 @@ GIVEN_BY = {
     "prompts": "model",
     "groups": "dataset",
     "validation": "dataset",
+    "background": "dataset",
 }
 MEANS = {
     "features": "features of a model's layers",
@@ -23,6 +26,7 @@ MEANS = {
     "prompts": "views of an image under several prompts",
     "groups": "image-level groups",
     "validation": "validation images",
+    "background": "a class called background",
 }
 
 
@@ -41,8 +45,11 @@ def check(config, parts, splits):
         "prompts": "prompts" in given,
         "groups": any(splits.train.groups),
         "validation": bool(splits.val),
+        "background": foreground(splits.classes).start == 1,
     }
-    for entry, part in parts.items():
+    noted = {f"noted {name}": load("heuristic", name) for name in config.get("noted", ())}
+    for entry, part in (parts | noted).items():
+        entry = entry.partition(" ")[0]
         name = part.__name__.rpartition(".")[2]
         settings = config.get(name, {})
         blind = entry == "initial" and not settings.get("weights")
@@ -101,7 +108,7 @@ def solved(model):
 
 
 def has(part):
-    return getattr(part, "HAS", ())
+    return (*getattr(part, "HAS", ()), *("background" for name in getattr(part, "CLASSES", ()) if name == "background"))
 
 
 def refuse(who, need, present):

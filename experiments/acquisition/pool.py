@@ -189,6 +189,7 @@ def open_pool(store, indices, place, mc_iters, batch, mc_chunk, dropout, masks, 
         precision=precision,
         mc_chunk=mc_chunk,
         needs=needs,
+        first=store.foreground.start,
         encoder=encoder,
         advance=advance,
     )

@@ -20,10 +20,12 @@ from experiments.records import ledger
 from experiments.records.chain import ASIDE
 from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks, refuse_other_origin
 from experiments.records.ledger import CEILING, Ledger, is_finished
+from experiments.records.ledger import read as read_ledger
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
+from experiments.steps import audit, joined
 from experiments.store import RAM, Splits, Store, cache, refuse_ignored_foreground, remarks
-from experiments.training import trainer, weights
+from experiments.training import recompute, trainer, weights
 
 
 @dataclass
@@ -66,10 +68,15 @@ def check(config, components, usual):
     evaluation.check_test(splits.test, config["dataset"])
     needs.check(config, components, splits)
     trial.check(config, components, splits)
+    recompute.check(config, components["model"], splits)
+    if config["stop_at"] and not splits.val:
+        why = f"{config['dataset']} has none, and test images decide nothing"
+        raise Refused(f"stop_at={config['stop_at']} asks validation images ({why}): leave it out.")
     size, start = len(splits.train), config["start"]
     if isinstance(start, int) and start > size:
         raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
     config = resolve_counts(config, components, splits.train)
+    audit.check(config, splits.train)
     if 0 < config["pool_size"] < config["query"]:
         looked, asked = config["pool_size"], config["query"]
         raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
@@ -80,14 +87,18 @@ def find_images(config, components):
     """The Splits of this run's dataset, described; nothing is decoded. Raises Refused when files are missing."""
     splits = components["dataset"].load(rng=generator(config["seed"], config["dataset"], "split"))
     splits = splits.described(components["dataset"])
+    splits = joined.dealt_as_before(splits, folder_of(config), read_ledger(folder_of(config)), config["cycles"])
     return splits._replace(crop=0) if weights.whole(components["model"]) else splits
 
 
 def resolve_counts(config, components, train):
     """The settings with shares of the training images as numbers of images."""
-    size, start = len(train), 0 if getattr(components["initial"], "EMPTY", False) else config["start"]
+    events = read_ledger(folder_of(config))
+    items = train.items[: len(events[0].get("images", {}).get("train", train.items))] if events else train.items
+    size, start = len(items), 0 if getattr(components["initial"], "EMPTY", False) else config["start"]
     if getattr(components["initial"], "ANNOTATED", False):
-        start = sum(item.mask is not None for item in train.items)
+        grown = events and "images" in events[0]  # masks may have come since, too
+        start = len(events[0]["queries"]) if grown else sum(item.mask is not None for item in items)
     return {**config, "start": count(start, size), **{k: count(config[k], size) for k in ("query", "pool_size")}}
 
 
@@ -97,7 +108,7 @@ def folder_of(config):
 
 def begun(config, command):
     """The settings in the ledger of the run that this command goes on with, {} if it begins one."""
-    events = ledger.read(folder_of({**config, **CEILING} if command == "full" else config))
+    events = read_ledger(folder_of({**config, **CEILING} if command == "full" else config))
     return events[0]["settings"] if events else {}
 
 
@@ -132,18 +143,23 @@ def prepare(config, run, components, usual):
     trainer.check_validation(val)
     size, classes = len(train), len(splits.classes)
     config, folder = resolve_counts(config, components, splits.train), folder_of(config)
+    new = joined.coming(read_ledger(folder), train)
     print_summary(config, run, components, splits, test, classes, made)
     for line in remarks.remarks(dict(zip(splits._fields, stores, strict=False)), splits.classes):
         say(line)
     fingerprints = [store and store.fingerprint for store in stores]
+    if new:
+        fingerprints[0] = train.hash_images(range(new.start))
+    names = joined.named(splits)
     masks = {name: store and digest_masks(store, range(len(store))) for name, store in (("val", val), ("test", test))}
     with (
-        Ledger(folder, config, fingerprints, usual, train.ids, masks=masks, made=made) as ledger,
+        Ledger(folder, config, fingerprints, usual, train.ids, masks=masks, made=made, **names) as ledger,
         Progress(plan(config, splits.crop, *stores, ledger.events)) as bar,
         memory_explained(lambda: bar.stage or "building the model, training"),
     ):
         if ledger.events:
-            go_on(ledger, config, made, masks, {"val": val, "test": test})
+            go_on(ledger, config, made, masks, {"val": val, "test": test}, new)
+            joined.join(ledger, train)
         encoder = None
         if config["encoder"]:
             torch.manual_seed(key(*place, "encoder") % 2**63)  # for what it has beside pretrained weights
@@ -163,13 +179,13 @@ def prepare(config, run, components, usual):
             gc.unfreeze()
 
 
-def go_on(ledger, config, made, masks, stores):
+def go_on(ledger, config, made, masks, stores, new):
     """Refuse other masks or another making than those of the run so far, and record the latter where it is allowed."""
     began = next((e["masks"] for e in ledger.events if e["event"] in ("start", "resumed") and "masks" in e), None)
     for name, store in stores.items():
         if store:
             refuse_other_masks(ledger.folder, store, range(len(store)), began and began[name])
-    if not is_finished(ledger.events, config["cycles"]):
+    if new or not is_finished(ledger.events, config["cycles"], config["stop_at"]):
         line = refuse_other_making(ledger.folder, ledger.events, made, config["resume"] == "anyway")
         if line:
             say(line)

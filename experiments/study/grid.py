@@ -31,6 +31,7 @@ class Cell:
     label: str
     run: int
     cycles: int
+    stop_at: float = 0.0
     settings: dict | None = None  # all of them, as the run has them; left out where nobody asks
     usual: dict | None = None  # the same where nothing is asked for, by which an older ledger is read
 
@@ -187,7 +188,7 @@ def of_runs(presets, own, folder, runs, more):
         settings.check("run", run, 0, active.ALLOWED["run"])
         now = config | {"run": run} | ({} if "seed" in own else {"seed": run})
         line = (*words, f"run={run}", word("results_dir", str(folder)), *more)
-        yield Cell(line, folder, config["label"], run, config["cycles"], now, usual)
+        yield Cell(line, folder, config["label"], run, config["cycles"], config["stop_at"], now, usual)
 
 
 def combinations(study):
