@@ -71,7 +71,7 @@ FORKS = """if True:
 
 @pytest.fixture(scope="module")
 def run(phantom_root):
-    """run(results, kill=None, **settings) -> (exit code, {"disk": operations, "step": steps}), in a process of its own."""
+    """run(results, kill=None, **settings) -> (exit code, {"disk": operations, "step": steps}) of one run, a process."""
     line = [sys.executable, "-W", "ignore", "-c", FORKS]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(line, cwd=ROOT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as process:
