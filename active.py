@@ -31,6 +31,8 @@ def check(config, components, command):
     if config["checkpoint"] == "none" and weights.continues_weights(config, components["heuristic"]):
         who = "trainer.warm_start" if config["trainer"]["warm_start"] else f"heuristic={config['heuristic']}"
         raise Refused(f"{who} goes on from saved weights: set checkpoint=last.")
+    if not config["trainer"]["replay"] and not config["trainer"]["warm_start"]:
+        raise Refused("trainer.replay=False forgets all earlier labels with the weights: set trainer.warm_start=True.")
     members = config["members"]
     if members > 1 and hasattr(components["heuristic"], "prepare"):
         raise Refused(f"heuristic={config['heuristic']} learns beside one model: leave out members={members}.")

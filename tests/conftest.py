@@ -23,6 +23,14 @@ ROOT = Path(__file__).resolve().parents[1]
 TRAIN = {"benign": 8, "malignant": 8, "mucinous": 5}  # 16 images to learn from, 5 of other patients validate
 TEST = 4
 PARTS = ("experiments", "heuristics", "data", "models")  # whose files may have settings
+SMALL = {  # settings of each model that make its tests cheap; none: as they are
+    "frozen": {"frozen.width": 8, "lite.weights": "none", "lite.width": 2},
+    "lite": {"lite.width": 2},
+    "modunet": {"modunet.width": 4},
+    "monai": {"monai.width": 4},
+    "smp": {"smp.encoder": "mobilenet_v2"},
+    "unet": {},  # smoke has them
+}
 
 
 def settings(root, results, **updates):
