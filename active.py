@@ -60,6 +60,7 @@ ex = SelectiveExperiment(
     "askmask",
     ingredients=[trainer.ingredient, augment.ingredient, prediction.ingredient, evaluation.ingredient],
     fractions=("start", "query", "pool_size"),
+    optional={"encoder": "model"},
     check=check,
     observe=observers,
     begun=begin.begun,
@@ -73,12 +74,14 @@ def settings():
     initial = "random"  # the first labelled images: a file in heuristics/ that needs no model
     dataset = "glas" if os.path.isdir("data/GlaS") else "phantom"  # a file in data/; phantom needs no download
     model = "unet"  # a file in models/
+    encoder = ""  # a pretrained file in models/ whose features strategies compare; "" for those of the trained model
     members = 1  # models trained in each cycle, an ensemble: they share the passes that score and test
     run = 0  # repetition: run 3 of every heuristic starts from the same images and weights
     seed = run  # what all randomness is derived from
     start = 4  # labelled images at the beginning, or their share of the training set
     query = 4  # images to label in each cycle, or their share of the training set
     cycles = 2  # queries; there is one evaluation more
+    stop_at = 0.0  # validation Dice, or the dataset's own headline, at which the run ends before that; 0: never
     pool_size = 0  # look only at this many images of the pool in each cycle, drawn anew, or their share; 0: at all
     audit = 0.0  # share of each query drawn at random; on it the model that asked is measured before it learns from it
     noted = ["entropy", "expected_entropy", "bald", "variance"]  # scores of the same passes kept beside the heuristic's
@@ -104,6 +107,7 @@ ALLOWED = {
     "start": Range(least=0),
     "query": Range(least=1),
     "cycles": Range(least=0),
+    "stop_at": Range(above=0, most=1, zero="never"),
     "pool_size": Range(least=0),
     "audit": Range(least=0, below=1),
     "mc_iters": Range(least=1),
@@ -159,7 +163,7 @@ def learn(config, run, step=""):
         for cycle in range(config["cycles"] + 1):
             loop.label(state, queries, cycle)
             dice = loop.train_and_test(state, cycle)
-            if cycle == config["cycles"] or not state.active.n_unlabelled:
+            if cycle == config["cycles"] or not state.active.n_unlabelled or results.enough(state, cycle):
                 break
             if only == ("train", cycle):
                 raise turns.after_training(state, cycle)

@@ -42,6 +42,7 @@ def pool_of(state, indices, cycle, **more):
         cycles=state.config["cycles"],
         annotated=[state.train.split.items[i].mask is not None for i in indices],
         frame=lambda: state.model,
+        encoder=state.encoder,
         scorers=selection.scorers(state.config["noted"]),
         **more,
     )

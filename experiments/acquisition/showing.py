@@ -55,7 +55,7 @@ def draw_answer(state, asked):
         if asked.predicted is not None:
             found = zip(asked.titles, asked.predicted, true, strict=True)
             asked.titles = [
-                f"{title}\nDice of the prediction {dice(*masks, state.classes):.3f}" for title, *masks in found
+                f"{title}\nDice of the prediction {dice(*masks, state.train):.3f}" for title, *masks in found
             ]
         write(path, drawn(state, asked, [mask.numpy() for mask in true]))
     state.run.add_artifact(str(path), f"answer_{asked.cycle:03d}.png")
@@ -79,9 +79,10 @@ def look(state, cycle, indices):
     return masks, maps
 
 
-def dice(predicted, true, classes):
+def dice(predicted, true, store):
     """Mean Dice over the foreground classes of one mask (H, W), as of a test image."""
-    return metrics.dice(metrics.counts(predicted[None], true[None], classes))[:, 1:].mean().item()
+    counts = metrics.counts(predicted[None], true[None], len(store.classes))
+    return metrics.over_images(metrics.dice(counts), store.foreground).item()
 
 
 def heading(state, cycle, queries):

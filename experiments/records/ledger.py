@@ -183,7 +183,7 @@ def check(folder, settings, usual, made_with):
     events, anyway = read(folder), settings["resume"] == "anyway"
     if events:
         refuse_other_settings(folder, events[0]["settings"], settings, usual, anyway)
-        if not is_finished(events, settings["cycles"]):
+        if not is_finished(events, settings["cycles"], settings.get("stop_at", 0)):
             refuse_other_making(folder, events, made_with(), anyway)
 
 
@@ -209,13 +209,25 @@ def cut_torn_line(path):
             os.truncate(path, data.rfind(b"\n") + 1)
 
 
-def finished(folder, cycles):
-    """Whether the run in `folder` has nothing left to do for this many cycles."""
-    return is_finished(read(folder), cycles)
+def finished(folder, cycles, stop_at=0.0):
+    """Whether the run in `folder` has nothing left to do for this many cycles, or this validation headline."""
+    return is_finished(read(folder), cycles, stop_at)
 
 
-def is_finished(events, cycles):
-    """Whether the run of these events has nothing left to do for this many cycles."""
+def is_finished(events, cycles, stop_at=0.0):
+    """Whether the run of these events has nothing left to do for this many cycles, or this validation headline."""
     done = [e for e in events if e["event"] == "evaluated"]
     joined = any(e["event"] == "joined" for e in events[events.index(done[-1]) :]) if done else False
-    return bool(done) and (len(done) > cycles or (done[-1]["pool"] == 0 and not joined))
+    return bool(done) and (len(done) > cycles or (done[-1]["pool"] == 0 and not joined) or reached(events, stop_at))
+
+
+def validation_headline(events):
+    """The metric of the validation images that corresponds to the one of the test images which judges the run."""
+    return events[0].get("headline", "test.dice").replace("test.", "val.", 1)
+
+
+def reached(events, stop_at, cycle=None):
+    """Whether validation images had at least `stop_at`, 0 for never, in a cycle, by default in the last tested one."""
+    done = [e for e in events if e["event"] == "evaluated" and cycle in (None, e["cycle"])]
+    value = done[-1]["metrics"].get(validation_headline(events)) if stop_at and done else None
+    return value is not None and value >= stop_at

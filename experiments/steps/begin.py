@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.acquisition import needs, trial
 from experiments.components import PRESETS, written
-from experiments.components.randomness import generator
+from experiments.components.randomness import generator, key
 from experiments.errors import Refused
 from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
@@ -24,8 +24,8 @@ from experiments.records.ledger import read as read_ledger
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
 from experiments.steps import audit, joined
-from experiments.store import Splits, Store, cache, refuse_ignored_foreground, remarks
-from experiments.training import trainer, weights
+from experiments.store import RAM, Splits, Store, cache, refuse_ignored_foreground, remarks
+from experiments.training import recompute, trainer, weights
 
 
 @dataclass
@@ -49,6 +49,7 @@ class State:
     progress: Progress
     trained_cycle: int | None = None  # the cycle whose trained weights are in the model
     learner: Any = None  # what a learned strategy trained beside them
+    encoder: Any = None  # a pretrained network that remembers, whose features strategies compare
     asked: Any = None  # the last query as its pictures show it, until its masks are there
 
     def at(self, cycle):
@@ -67,6 +68,10 @@ def check(config, components, usual):
     evaluation.check_test(splits.test, config["dataset"])
     needs.check(config, components, splits)
     trial.check(config, components, splits)
+    recompute.check(config, components["model"], splits)
+    if config["stop_at"] and not splits.val:
+        why = f"{config['dataset']} has none, and test images decide nothing"
+        raise Refused(f"stop_at={config['stop_at']} asks validation images ({why}): leave it out.")
     size, start = len(splits.train), config["start"]
     if isinstance(start, int) and start > size:
         raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
@@ -115,9 +120,10 @@ def device_of(config):
 @contextmanager
 def prepare(config, run, components, usual):
     """Read the images, open the ledger, build the model: a State for the other steps."""
+    import torch
     from baal.active import ActiveLearningDataset  # takes seconds to import
 
-    from experiments.network.remembered import keep_in  # defines a module, so it needs torch at once
+    from experiments.network.remembered import keep_in, remember  # defines a module, so it needs torch at once
 
     model_file = components["model"]
     device = device_of(config)
@@ -154,17 +160,21 @@ def prepare(config, run, components, usual):
         if ledger.events:
             go_on(ledger, config, made, masks, {"val": val, "test": test}, new)
             joined.join(ledger, train)
+        encoder = None
+        if config["encoder"]:
+            torch.manual_seed(key(*place, "encoder") % 2**63)  # for what it has beside pretrained weights
+            encoder = remember(components["encoder"], splits.channels, classes, RAM // 4, deepest=True).to(device)
+            keep_in(config["cache_dir"], encoder, device)
         model, first = build(model_file, splits.channels, classes, place, device, config["members"])
         keep_in(config["cache_dir"], model, device)
-        origin = checkpoint.origin(model)
+        origin = checkpoint.origin(model) | ({"encoder": encoder.pretrained} if encoder else {})
         if ledger.events:
             refuse_other_origin(ledger.folder, ledger.events[0], origin)
         active = ActiveLearningDataset(range(size))
         gc.freeze()  # what was imported is no garbage: looking for some takes a tenth of the time
         try:
-            yield State(
-                config, run, components, place, splits, *stores, active, classes, model, first, origin, ledger, bar
-            )
+            parts = config, run, components, place, splits, *stores, active, classes, model, first, origin, ledger, bar
+            yield State(*parts, encoder=encoder)
         finally:
             gc.unfreeze()
 
@@ -175,7 +185,7 @@ def go_on(ledger, config, made, masks, stores, new):
     for name, store in stores.items():
         if store:
             refuse_other_masks(ledger.folder, store, range(len(store)), began and began[name])
-    if new or not is_finished(ledger.events, config["cycles"]):
+    if new or not is_finished(ledger.events, config["cycles"], config["stop_at"]):
         line = refuse_other_making(ledger.folder, ledger.events, made, config["resume"] == "anyway")
         if line:
             say(line)
@@ -202,6 +212,8 @@ def print_summary(config, run, components, splits, test, classes, made):
         say(f"{config['model']} keeps features of whole images: no crops, and {left}.")
     if getattr(components["heuristic"], "JOINT", False):
         say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
+    if config["encoder"]:
+        say(f"encoder={config['encoder']}: strategies compare features of its deepest map, whatever layer they name.")
     if test:
         constant = evaluation.constant_answer(test, classes, measure=splits.headline)
         run.info["constant_dice"] = constant
