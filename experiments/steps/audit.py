@@ -61,8 +61,9 @@ def measure(state, cycle, indices):
 def estimate(each):
     """{"audit.dice": the mean of these images' Dice, and of two or more "audit.low" and "audit.high"}.
 
-    These are the limits of its 95 % t interval inside 0 to 1. That the pool is finite is not made use of, which can
-    only make it narrower.
+    These are the limits of its 95 % t interval inside 0 to 1, the pool's finite size not made use of. Of few images it
+    is too narrow, for Dice is skewed: of four it held the pool's mean in 85, 82 and 93 % of 1,000 draws from pools of
+    28, 20 and 12 ISIC images, and the draws' mean was right to .004 (tests/test_audit.py).
     """
     from scipy import stats  # takes a second
 
