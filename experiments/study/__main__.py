@@ -100,6 +100,8 @@ def main(words):
         say(f"{ended} of {len(progress.cells)} runs done, {used}.")
     if given.only < 0:
         finish(progress.cells, study, results, given.report, changed, lifeline)
+        if all(cell.folder in progress.done for cell in progress.cells):
+            plan.remove_shared(place)
     for cell, reason, log in progress.failed.values():
         print(f"{cell.name} failed: {reason} - {log}", file=sys.stderr, flush=True)
     return 1 if progress.failed else 0
