@@ -315,6 +315,15 @@ def test_other_settings_in_the_same_folder_are_refused_at_once(whole, study, tmp
     assert "holds a run of another configuration (trainer.lr 0.004 -> 0.1)" in out and kept(whole[0]) == before
 
 
+def test_a_loss_of_no_number_stops_its_run_alone(study, tmp_path):
+    out = study(tmp_path, heuristic="random", run="0", cycles=0, **{"trainer.lr": "0.004,1e30"}).ended(1)
+    assert "1 of 2 runs done" in out and (tmp_path / "trainer.lr=0.004" / "random_0.npy").exists()
+    said = out.splitlines()[-1]
+    assert "failed: " in said and "trainer.lr" in said and "Traceback" not in out
+    log = Path(said.rpartition(" - ")[2])
+    assert log.name == "random_0.log" and "trainer.lr" in log.read_text()
+
+
 def test_a_study_is_judged_by_its_own_runs(grid, whole, tmp_path):
     """Not by those of another comparison, which lies in a folder below."""
     from experiments.study import ending
