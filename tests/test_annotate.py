@@ -358,3 +358,9 @@ def test_only_images_with_masks_validate_or_test():
     assert [item for item in items if item.source not in held] == train
     with pytest.raises(Refused, match="u0 is in the list of val and has no mask"):
         deal(items, {"val": [0]}, {"val": 0, "test": 0}, generator(0), "folder")
+
+
+def test_a_page_shows_images_whatever_their_name():
+    image = {"id": "50%#1", "name": "50%#1", "image": "images/50%#1.png", "group": "", "score": None, "rank": 0}
+    image |= {"height": 8, "width": 8}
+    assert 'src="images/50%25%231.png"' in request.figure(1, image, "bald")

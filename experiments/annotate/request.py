@@ -15,6 +15,7 @@ import shutil
 from hashlib import sha256
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -139,7 +140,7 @@ def figure(place, image, heuristic):
     why = ", at random, for the audit" if image.get("audit") else why
     group = f", {image['group']}" if image["group"] else ""
     parts = "".join(
-        f'<figure><img src="{escape(image[part])}" alt=""><figcaption>{part}</figcaption></figure>'
+        f'<figure><img src="{escape(quote(image[part]))}" alt=""><figcaption>{part}</figcaption></figure>'
         for part in ("image", "prediction", "uncertainty")
         if part in image
     )

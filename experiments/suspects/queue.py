@@ -9,6 +9,7 @@ import io
 import json
 import shutil
 from html import escape
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -128,4 +129,4 @@ def figure(place, image):
     group = f", {image['group']}" if image["group"] else ""
     said = f"suspicion {image['score']:.4f}, {100 * image['disagreeing']:.1f} % of the pixels disagree{group}"
     head = f"<b>{place}. {escape(image['name'])}</b><br>{escape(said)}"
-    return f'<figure><img src="{escape(image["outlines"])}" alt=""><figcaption>{head}</figcaption></figure>'
+    return f'<figure><img src="{escape(quote(image["outlines"]))}" alt=""><figcaption>{head}</figcaption></figure>'
