@@ -34,7 +34,7 @@ def check(config, components, command):
     if not config["trainer"]["replay"] and not config["trainer"]["warm_start"]:
         raise Refused("trainer.replay=False forgets all earlier labels with the weights: set trainer.warm_start=True.")
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1":
-        raise Refused("torchrun began several processes where one trains a run: python active.py, or experiments.study.")
+        raise Refused("torchrun began several processes where one trains a run: type python, or experiments.study.")
     members = config["members"]
     if members > 1 and hasattr(components["heuristic"], "prepare"):
         raise Refused(f"heuristic={config['heuristic']} learns beside one model: leave out members={members}.")
