@@ -15,7 +15,7 @@ from experiments.evaluation import evaluation
 from experiments.records.ledger import CEILING
 from experiments.records.observers import observers
 from experiments.records.sacred_record import keep_output
-from experiments.steps import begin, loop, results
+from experiments.steps import begin, loop, results, turns
 from experiments.training import augment, operations, trainer, weights
 
 
@@ -31,6 +31,10 @@ def check(config, components, command):
     if config["checkpoint"] == "none" and weights.continues_weights(config, components["heuristic"]):
         who = "trainer.warm_start" if config["trainer"]["warm_start"] else f"heuristic={config['heuristic']}"
         raise Refused(f"{who} goes on from saved weights: set checkpoint=last.")
+    if not config["trainer"]["replay"] and not config["trainer"]["warm_start"]:
+        raise Refused("trainer.replay=False forgets all earlier labels with the weights: set trainer.warm_start=True.")
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1":
+        raise Refused("torchrun began several processes where one trains a run: type python, or experiments.study.")
     members = config["members"]
     if members > 1 and hasattr(components["heuristic"], "prepare"):
         raise Refused(f"heuristic={config['heuristic']} learns beside one model: leave out members={members}.")
@@ -50,14 +54,17 @@ def check(config, components, command):
     race = config["prediction"]["race"]
     selection.check(components["heuristic"], components["batch"], querying.reduction(config), race)
     selection.scorers(config["noted"])
-    if command in ("main", "full"):
+    if command in ("main", "full", *turns.EVENTS):
         begin.check({**config, **CEILING} if command == "full" else config, components, ex.usual())
+    if command in turns.EVENTS:
+        turns.check(begin.folder_of(config), config["cycles"], command)
 
 
 ex = SelectiveExperiment(
     "askmask",
     ingredients=[trainer.ingredient, augment.ingredient, prediction.ingredient, evaluation.ingredient],
     fractions=("start", "query", "pool_size"),
+    optional={"encoder": "model"},
     check=check,
     observe=observers,
     begun=begin.begun,
@@ -71,13 +78,16 @@ def settings():
     initial = "random"  # the first labelled images: a file in heuristics/ that needs no model
     dataset = "glas" if os.path.isdir("data/GlaS") else "phantom"  # a file in data/; phantom needs no download
     model = "unet"  # a file in models/
+    encoder = ""  # a pretrained file in models/ whose features strategies compare; "" for those of the trained model
     members = 1  # models trained in each cycle, an ensemble: they share the passes that score and test
     run = 0  # repetition: run 3 of every heuristic starts from the same images and weights
     seed = run  # what all randomness is derived from
     start = 4  # labelled images at the beginning, or their share of the training set
     query = 4  # images to label in each cycle, or their share of the training set
     cycles = 2  # queries; there is one evaluation more
+    stop_at = 0.0  # validation Dice, or the dataset's own headline, at which the run ends before that; 0: never
     pool_size = 0  # look only at this many images of the pool in each cycle, drawn anew, or their share; 0: at all
+    audit = 0.0  # share of each query drawn at random; on it the model that asked is measured before it learns from it
     noted = ["entropy", "expected_entropy", "bald", "variance"]  # scores of the same passes kept beside the heuristic's
     mc_iters = 10  # stochastic passes that score the pool; the published setting is 20
     label = heuristic  # results are <results_dir>/<label>_<run>.npy and a folder of that name
@@ -101,7 +111,9 @@ ALLOWED = {
     "start": Range(least=0),
     "query": Range(least=1),
     "cycles": Range(least=0),
+    "stop_at": Range(above=0, most=1, zero="never"),
     "pool_size": Range(least=0),
+    "audit": Range(least=0, below=1),
     "mc_iters": Range(least=1),
     "members": Range(least=1, most=100),
     "checkpoint": ("last", "all", "none"),
@@ -132,16 +144,36 @@ def full(_config, _run):
     return learn({**_config, **CEILING}, _run)
 
 
-def learn(config, run):
-    """One run, gone on with where its ledger ends; returns the last test Dice, None without test images."""
+@ex.command
+def train(_config, _run):
+    """One step of `main`: the next training and its test, where `query` was the last step or none was."""
+    return learn(_config, _run, "train")
+
+
+@ex.command
+def query(_config, _run):
+    """One step of `main`: ask for the next images, with a page that shows them, where `train` was the last step."""
+    return learn(_config, _run, "query")
+
+
+def learn(config, run, step=""):
+    """One run, gone on with where its ledger ends; returns the last test Dice, None without test images.
+
+    With a `step`, train or query, it goes on by that one alone; raises Paused or AwaitingLabels if more are to come.
+    """
     with keep_output(run), begin.prepare(config, run, ex.components, ex.usual()) as state:
+        only = step and (step, turns.number(step, state.ledger.events))
         queries = loop.initial(state)
         for cycle in range(config["cycles"] + 1):
             loop.label(state, queries, cycle)
             dice = loop.train_and_test(state, cycle)
-            if cycle == config["cycles"] or not state.active.n_unlabelled:
+            if cycle == config["cycles"] or not state.active.n_unlabelled or results.enough(state, cycle):
                 break
+            if only == ("train", cycle):
+                raise turns.after_training(state, cycle)
             queries = loop.query(state, cycle)
+            if only == ("query", cycle):
+                raise turns.after_query(state, queries, cycle)
         results.conclude(state)
         return dice
 

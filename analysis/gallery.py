@@ -21,7 +21,7 @@ from experiments.errors.process import one_line_errors
 from experiments.predict.opened import open_run, splits_of
 from experiments.records.files import write
 from experiments.records.progress import say
-from experiments.store import Store
+from experiments.store import Store, foreground
 
 SHOWN, PICKS = 3, 4  # columns of maps and of picks
 SIDE = 1.5  # inches of a picture
@@ -94,7 +94,9 @@ def look(run, name, opened):
     pool = opened(needs=pool_needs)
     try:
         for need in needs.wanted("heuristic", module, load("initial", "random")):
-            if need == "groups" and not any(pool.groups) or need == "validation" and not len(pool.validation):
+            given = {"groups": any(pool.groups), "validation": len(pool.validation)}
+            given["background"] = foreground(pool.classes).start
+            if not given.get(need, True):
                 raise Refused(f"it needs {needs.MEANS[need]}")
         how = querying.reduction(run.settings | {"heuristic": name})
         picked, scores = selection.select(module, load("batch", "top"), pool, PICKS, generator(*run.place), how)

@@ -14,7 +14,7 @@ from tokenize import TokenError
 import numpy as np
 
 from experiments.errors import Refused
-from experiments.records.ledger import CEILING, read
+from experiments.records.ledger import CEILING, reached, read
 
 SETTINGS = ["dataset", "heuristic", "batch", "initial", "model", "label", "run"]
 LARGEST = 2**28  # bytes of a file that is opened
@@ -136,6 +136,10 @@ def _check(start, event, first):
             _need(np.array(sums, float).shape[1:] == (3,), "calibration is no table of three columns")
         for key in ("foreground", "boundary"):
             _need(event.get(key) is None or math.isfinite(event[key]), f"{key} is no number")
+    if kind == "answered":
+        _need(
+            all(isinstance(v, dict) for versions in event["masks"].values() for v in versions), "an answer is no mask"
+        )
     if kind in ("start", "queried"):
         for query in event["queries"]:
             _need(isinstance(query["id"], str), "an id is no text")
@@ -189,7 +193,7 @@ def unfinished(folder, events, measured):
     if cycles is None:  # no record of the start is kept here: only a query that nothing follows tells
         return f"{who} {doing} ({last['images']} images so far)" if events[-1]["event"] == "queried" else ""
     missing = cycles + 1 - measured
-    if missing <= 0:
+    if missing <= 0 or reached(events, newest["stop_at"], last["cycle"]):
         return ""
     query = settings.get("query") if _count(settings.get("query")) else 0
     planned = last["images"] + min(missing * query, last["pool"])
@@ -201,13 +205,18 @@ def _evaluations(events):
 
 
 def newest_start(folder):
-    """{status, cycles} of a run's newest start, as Sacred's record beside the ledger has it; {} without one."""
+    """{status, cycles, stop_at} of a run's newest start, as Sacred's record beside its ledger says; {} without one."""
     for path in sorted(folder.glob("sacred/*.json"), reverse=True):
         try:
             record = json.loads(bounded(path).read_bytes())
             cycles = CEILING["cycles"] if record["meta"]["command"] == CEILING["label"] else record["config"]["cycles"]
             if _count(cycles):
-                return {"status": record["status"], "cycles": cycles}
+                stop_at = record["config"].get("stop_at", 0.0)
+                return {
+                    "status": record["status"],
+                    "cycles": cycles,
+                    "stop_at": stop_at if isinstance(stop_at, float) else 0,
+                }
         except (OSError, ValueError, LookupError, TypeError, RecursionError, Refused):
             continue
     return {}

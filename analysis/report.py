@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib import rc_context
 from PIL import Image
 
-from analysis import labels_saved, plots, runs, sequential, statistics
+from analysis import labels_saved, plots, rank_diagram, runs, sequential, statistics
 from analysis.ledgers import aloud, bare_arrays, bounded, curve_of, finished, silent, walk
 from experiments.errors import Refused
 from experiments.errors.process import one_line_errors, unusable
@@ -33,14 +33,14 @@ WIDTH = 1200  # of a picture in the page, at most
 LISTED = 8  # queries of a cycle: as many as its picture shows
 
 
-def report(source, baseline="", margin=0.0, refresh=0, **asked):
+def report(source, baseline="", margin=0.0, refresh=0, minutes=0.0, **asked):
     """(HTML, {file name: DataFrame}) of the study in the folder `source`, searched with its subfolders.
 
     The page loads itself anew every `refresh` seconds, 0: never. `baseline` is the method that the others are compared
     with; "" is random, if it is there. `margin` is the largest difference in Dice that does not matter, as
-    statistics.compare takes it; what else is `asked` goes to runs.load. A study that cannot be compared is a page that
-    says why, and so is what was left out. Raises Refused if there is no finished run, or a baseline was named that no
-    run has.
+    statistics.compare takes it, `minutes` what a mask takes to draw, 0: what the ledgers say; what else is `asked` goes
+    to runs.load. A study that cannot be compared is a page that says why, and so is what was left out. Raises Refused
+    if there is no finished run, or a baseline was named that no run has.
     """
     if not source.is_dir():
         raise Refused(f"{source} is not a folder of results: run active.py first.")
@@ -65,7 +65,7 @@ def report(source, baseline="", margin=0.0, refresh=0, **asked):
     studies, tables, design = [], {"curves.csv": frame}, sequential.of_folder(source)
     for number, (dataset, group) in enumerate(frame.groupby("dataset"), 1):
         metric = judges[dataset]
-        ends, verdicts, missing = compare(group, baseline, margin, metric, design)
+        ends, verdicts, missing = compare(group, baseline, margin, metric, design, minutes)
         studies.append(
             {
                 "dataset": dataset,
@@ -87,6 +87,7 @@ def report(source, baseline="", margin=0.0, refresh=0, **asked):
     from analysis import reproduce  # torch takes seconds to import
 
     pictures, pictured = gallery(source, books)
+    ranked = overall(frame, judges, baseline)
     page = template().render(
         studies=studies,
         left_out=left_out,
@@ -94,7 +95,8 @@ def report(source, baseline="", margin=0.0, refresh=0, **asked):
         margin=margin,
         design=design,
         refresh=refresh,
-        overall=overall(frame, judges, baseline),
+        overall=ranked,
+        ranks_drawn=as_svg(lambda: rank_diagram.draw(ranked[0]["rank"], ranked[2])) if ranked else None,
         pictures=pictures,
         pictured=pictured,
         settings=reproduce.settings(books.values()),
@@ -142,7 +144,7 @@ def about(frame, metric="test.dice"):
     return text
 
 
-def compare(frame, baseline, margin, metric="test.dice", design=None):
+def compare(frame, baseline, margin, metric="test.dice", design=None, minutes=0.0):
     """(endpoints by method, verdict table, what is missing for one) of a dataset; what there is none of is None.
 
     The verdicts are those of a sequential `design`, if there is one.
@@ -155,7 +157,7 @@ def compare(frame, baseline, margin, metric="test.dice", design=None):
             table = sequential.compare(frame, baseline, margin, metric, design)
         else:
             table = statistics.compare(frame, baseline, margin, metric)
-        return ends, table.merge(labels_saved.compare(frame, baseline, metric), on="label", how="left"), ""
+        return ends, table.merge(labels_saved.compare(frame, baseline, metric, minutes), on="label", how="left"), ""
     except Refused as error:
         return ends, None, str(error)
 
@@ -180,11 +182,15 @@ def curves(frame, constant, metric="test.dice"):
     """The learning curves as SVG whose text and lines take the page's colour; None without test Dice."""
     if frame[metric].isna().all():
         return None
+    return as_svg(lambda: plots.curves(frame, metric=metric, constant=constant, size=(5.4, 3.9)))
+
+
+def as_svg(drawn):
+    """The text of the figure that `drawn()` gives."""
     svg = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "askmask"}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # missing here, but the browser has fonts of its own
-        figure = plots.curves(frame, metric=metric, constant=constant, size=(5.4, 3.9))
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        drawn().savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     text = svg.getvalue()
     return text[text.index("<svg") :].replace("#000000", "currentColor")
 
@@ -327,6 +333,7 @@ def main(words=None):
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"))
     parser.add_argument("--baseline", default="", help="the method that the others are compared with: random")
     parser.add_argument("--margin", type=float, default=0.0, help="the largest difference in Dice that does not matter")
+    parser.add_argument("--minutes", type=float, default=0.0, help="that a mask takes to draw; else what people stated")
     parser.add_argument("--zip", type=Path, metavar="FILE", help="pack the study too, without its images")
     runs.add_published(parser)
     parser.add_argument("--watch", nargs="?", type=int, const=30, default=0, metavar="SECONDS",
@@ -337,7 +344,8 @@ def main(words=None):
     try:
         if given.watch:
             watch(given)
-        page, tables = report(given.results, given.baseline, given.margin, **runs.published(given))
+        said = {"minutes": given.minutes, **runs.published(given)}
+        page, tables = report(given.results, given.baseline, given.margin, **said)
         page = page.encode(errors="replace")  # a file name need not be Unicode
         save(given.output, page)
         if given.zip:
@@ -356,7 +364,8 @@ def watch(given):
                    for folder, names in walk(given.results) if "ledger.jsonl" in names]  # fmt: skip
             if now != seen:
                 with redirect_stdout(io.StringIO()):  # the page itself says what is left out of it
-                    page, _ = report(given.results, given.baseline, given.margin, given.watch, **runs.published(given))
+                    said = {"refresh": given.watch, "minutes": given.minutes, **runs.published(given)}
+                    page, _ = report(given.results, given.baseline, given.margin, **said)
                 write(given.output, page.encode(errors="replace"), shared=True)
                 seen = now
         except (OSError, Refused) as refused:  # no run is finished yet, or a file was moved meanwhile

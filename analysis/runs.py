@@ -18,7 +18,7 @@ from experiments.records.ledger import CEILING
 
 OURS = {"$or": [{"askmask": {"$exists": True}}, {"experiment.name": "askmask"}]}  # runs in a MongoDB
 TIMEOUT_MS = 3000  # until a server that does not answer is given up
-COSTS = ["images", "pixels", "foreground", "boundary"]
+COSTS = ["images", "pixels", "foreground", "boundary", "minutes"]
 # a published baseline's results_dir='results' is glued to the file's name
 BASELINE = re.compile(r"(?:results)?(?P<label>.+)_(?P<run>\d+)\.npy")
 CSV = {"method": "label", "seed": "run", "round": "cycle", "n_labelled": "images"}
@@ -30,8 +30,9 @@ def load(source, per_image=False, published=False, start=None, query=None, say=a
     `source` is a folder, or a mongodb:// URL, whose database is `sacred` unless the URL names one. `label` is the
     method's name; a run on all training labels, the ceiling, has label and heuristic "full". With `per_image` there
     is a row for each run, cycle, test image and class, with dice, iou and their deterministic_ counterparts, from a
-    folder only. From MongoDB `foreground` and `boundary` are NaN, and so are `pixels` of a run that has not ended. Of
-    several records of one run, which resuming leaves there, the most complete one counts, of equals the newest.
+    folder only. `minutes` are those that people stated for the masks they drew, else NaN. From MongoDB they,
+    `foreground` and `boundary` are NaN, and so are `pixels` of a run that has not ended. Of several records of one run,
+    which resuming leaves there, the most complete one counts, of equals the newest.
 
     With `published` the arrays that lie in no run's folder are read too, as the published baselines leave them:
     `bald_0.npy` or `resultsbald_0.npy` gives label, run, cycle and test.dice; its other settings are "unknown" and
@@ -130,7 +131,11 @@ def _run(events, per_image):
     """The frame of one run."""
     settings, judge = shown(events[0]["settings"]), events[0].get("headline", "test.dice")
     evaluated = [event for event in events if event["event"] == "evaluated"]
-    costs = [{"cycle": e["cycle"], **{cost: e.get(cost) for cost in COSTS}} for e in evaluated]
+    drawn = minutes(events)
+    costs = [
+        {"cycle": e["cycle"], **{cost: e.get(cost) for cost in COSTS}, "minutes": spent}
+        for e, spent in zip(evaluated, drawn, strict=True)
+    ]
     if not per_image:
         rows = [
             {**settings, "headline": judge, **cost, **e["metrics"]} for cost, e in zip(costs, evaluated, strict=True)
@@ -147,6 +152,25 @@ def _run(events, per_image):
     first = [*SETTINGS, "cycle", *COSTS, "image", "class"]
     frame = pd.concat(tables)
     return frame[[*first, *frame.columns.difference(first)]]
+
+
+def minutes(events):
+    """[minutes] that people had drawn by each evaluation, as they stated them; NaN where one did not, or none drew."""
+    seconds, found = [], []
+    for event in events:
+        if event["event"] == "answered":
+            seconds += [_seconds(version) for versions in event["masks"].values() for version in versions]
+        if event["event"] == "evaluated":
+            found.append(sum(seconds) / 60 if seconds else np.nan)
+    return found
+
+
+def _seconds(version):
+    try:
+        value = float(version["seconds"])
+    except (KeyError, TypeError, ValueError):
+        return np.nan
+    return value if 0 <= value < np.inf else np.nan
 
 
 def shown(settings):

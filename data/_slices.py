@@ -13,7 +13,7 @@ from data._pairs import told
 from data._splits import draw
 from experiments.components.settings import Range
 from experiments.errors import BadData, Refused
-from experiments.store import IGNORE, Split, Splits
+from experiments.store import IGNORE, Split, Splits, foreground
 
 ONE_AT_A_TIME = Lock()
 SHARES = {name: Range(least=0, below=1) for name in ("val", "test")}
@@ -86,7 +86,8 @@ def joined(train, val, test, reads, empty, **more):
     made = partial(Split, **reads)
     if empty == "drop":
         masks = ((item, reads["read_mask"](item.mask)) for item in train)
-        kept = [item for item, mask in masks if ((mask > 0) & (mask != IGNORE)).any()]
+        first = foreground(more.get("classes", ())).start
+        kept = [item for item, mask in masks if ((mask >= first) & (mask != IGNORE)).any()]
         told(f"{len(train) - len(kept)} of {len(train)} slices to learn from have no foreground, as their masks say, "
              "and are left out.")  # fmt: skip
         train = kept

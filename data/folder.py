@@ -112,6 +112,7 @@ def load(rng, root, images, masks, image_pattern, mask_pattern, unlabelled, seve
         channels=channels,
         headline="dice" if len(names) == 2 else "miou",
         name=name,
+        grows=unlabelled,
     )
 
 

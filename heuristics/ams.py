@@ -3,7 +3,7 @@
 Lubrano di Scandalea et al. 2019 (with Perone, Boudreau and Cohen-Adad), https://arxiv.org/abs/1907.05143. An object's
 edge is always a little uncertain, so what is uncertain far from it counts more. The published code takes the distance
 transform of probabilities, which measures the distance to those that are exactly 1; here it is that of the mask,
-foreground being everything but class 0.
+foreground being everything but the background, class 0.
 """
 
 import numpy as np
@@ -14,6 +14,7 @@ from experiments.errors import Refused
 from heuristics.variance import by_class
 
 ingredient = Ingredient("ams")
+NEEDS = ("background",)
 
 
 @ingredient.config

@@ -52,7 +52,7 @@ def select(pool, n, rng, membership, share, beta, last_beta):
 def class_entropies(prediction, membership):
     """(B, C): mean over the pixels of entropy x membership in each foreground class and, last, of entropy alone."""
     u = entropy(prediction.mean).where(prediction.valid, 0)[:, None]
-    sums = torch.cat([u * MEMBERSHIP[membership](prediction.mean)[:, 1:], u], 1).sum((2, 3))
+    sums = torch.cat([u * MEMBERSHIP[membership](prediction.mean)[:, prediction.first :], u], 1).sum((2, 3))
     return sums / prediction.valid.sum((1, 2))[:, None]
 
 

@@ -2,7 +2,7 @@
 
 As the EdgeEntropy of AL-MGS (https://github.com/lkf-Labs/AL-MGS): the Sobel magnitude of the foreground's probability,
 scaled to 0 ... 1, marks an edge where it is over a threshold. The published code scales over a batch, so that a score
-depends on its company; here it is over the image. With more than two classes the foreground is everything but class 0.
+depends on its company; here it is over the image. With more than two classes it is all but the background, class 0.
 """
 
 import torch
@@ -12,6 +12,7 @@ from experiments.acquisition.prediction import entropy
 from experiments.components.settings import Range
 
 ingredient = Ingredient("edge_entropy")
+NEEDS = ("background",)
 UNIT = "nats"
 
 

@@ -3,12 +3,13 @@
 Efraimidis & Spirakis 2006, https://doi.org/10.1016/j.ipl.2005.11.003, without replacement. That baselines should know
 of foreground: Lueth et al. 2025 (nnActive), https://arxiv.org/abs/2511.19183. Theirs looks at the true masks of the
 pool, as a person who looks before choosing, ours at the model's predictions: results of the two do not compare.
+Where no class is a background everything is foreground, and this is `random`.
 """
 
 import numpy as np
 from sacred import Ingredient
 
-from experiments.acquisition.prediction import winner
+from experiments.acquisition.prediction import in_foreground
 from experiments.acquisition.selection import per_image
 from experiments.components.settings import Range
 from heuristics.random import draws
@@ -32,4 +33,4 @@ def score(pool, rng, least):
 
 def foreground(pool):
     """(N,) share of pixels that one deterministic pass calls foreground."""
-    return per_image(pool, lambda prediction: (winner(prediction.mean) > 0).float().mean((1, 2)), "deterministic")
+    return per_image(pool, lambda prediction: in_foreground(prediction).float().mean((1, 2)), "deterministic")

@@ -59,13 +59,14 @@ def select(pool, n, rng, weight, layer, weights):
 def lack_of_dice(prediction):
     """(B,) 1 - the Dice that the mean probabilities p expect of their own winners y.
 
-    2 sum p y / (sum p + sum y) over the valid pixels, of the foreground where there are two classes, so that an image
-    without any predicted lacks all of it. With more the mean over all classes of (2 sum p y + 1) / (sum p + sum y + 1).
+    2 sum p y / (sum p + sum y) over the valid pixels, of the foreground where there are two classes, one of them the
+    background, so that an image without any predicted lacks all of it. With others the mean over all classes of
+    (2 sum p y + 1) / (sum p + sum y + 1).
     """
     p = prediction.mean * prediction.valid[:, None]
     y = torch.zeros_like(p).scatter_(1, winner(prediction.mean)[:, None], 1) * prediction.valid[:, None]
     both, sizes = 2 * (p * y).sum((2, 3)), (p + y).sum((2, 3))
-    if p.shape[1] > 2:
+    if p.shape[1] > 2 or not prediction.first:
         return 1 - ((both + 1) / (sizes + 1)).mean(1)
     return 1 - both[:, 1] / sizes[:, 1].clamp_min(torch.finfo(p.dtype).tiny)
 

@@ -2,6 +2,7 @@
 
 Zhdanov 2019, https://arxiv.org/abs/1901.05954, without weights on the points. As an initial set, or whenever nothing
 is labelled, it looks through given weights or at plain image statistics; after that at the trained model's features.
+With `encoder=` they are a pretrained network's from the start.
 """
 
 import warnings
@@ -39,7 +40,7 @@ def check(weights):
 @ingredient.capture
 def select(pool, n, rng, layer, grid, pooling, weights):
     """n positions, that of the largest cluster first."""
-    if len(pool.labelled):
+    if pool.featured:
         rows = pool.features(layer, grid, pooling)
     elif weights:
         rows = pool.features(layer, grid, pooling, weights)

@@ -59,7 +59,7 @@ def step(learner):
 def score(pool, rng, layer):
     """(N,) predicted loss of the whole images."""
     with torch.inference_mode():
-        return predicted(pool.learner, pool.features(layer)).cpu().numpy()
+        return predicted(pool.learner, pool.features(layer, own=True)).cpu().numpy()
 
 
 def predicted(learner, features):

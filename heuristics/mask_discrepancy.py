@@ -3,8 +3,8 @@
 MD-SAM-AL (Aileen0402, https://github.com/Aileen0402/MD-SAM-AL) for SAM2, whose views are masks without a prompt and
 with two prompts: 1 - Dice of each pair of masks, and the mean difference of their probabilities. Its views are those of
 model=sam2_lora, source=prompts; of other models they are the image and two augmented copies, or three dropout passes.
-The published code puts the background's mask into Dice as well; here foreground is everything but class 0, and only
-pixels that all three views saw count.
+The published code puts the background's mask into Dice as well; here foreground is everything but the background, class
+0, and only pixels that all three views saw count.
 """
 
 from itertools import combinations
@@ -36,7 +36,7 @@ ALLOWED = {
 
 @ingredient.capture
 def needs(source):
-    return ("prompts",) if source == "prompts" else ()
+    return ("background", "prompts") if source == "prompts" else ("background",)
 
 
 @ingredient.capture

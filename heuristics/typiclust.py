@@ -45,13 +45,12 @@ def select(pool, n, rng, layer, weights, clusters, least, neighbours):
 def unit_features(pool, layer, weights):
     """(positions in the order of their ids, their features (N, D) in that order, those of the labelled images (L, D)).
 
-    float64 rows of length 1, of the model with other weights if they are given, of the current model once images are
-    labelled, image statistics before.
+    float64 rows of length 1, of the run's encoder if it has one, of the model with other weights if they are given, of
+    the current model once images are labelled, image statistics before.
     """
 
     def sorted_rows(images):
-        trained = weights or len(pool.labelled)
-        rows = images.features(layer, weights=weights) if trained else images.statistics()
+        rows = images.features(layer, weights=weights) if weights or pool.featured else images.statistics()
         order = np.argsort(images.ids)
         return order, torch.nn.functional.normalize(rows[torch.from_numpy(order).to(rows.device)].double())
 

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from experiments.components import load
 from experiments.components.settings import Range
 from experiments.errors import Refused
-from experiments.network.remembered import Remembered
+from experiments.network.remembered import remember
 from experiments.store import RAM
 
 ingredient = Ingredient("frozen")
@@ -78,13 +78,9 @@ def solved(head):
 def build(channels, classes, encoder, head, width, p, l2, choose):
     """Logits (B, classes, H, W) of images (B, channels, H, W) in [0, 1], from features of the model `encoder`."""
     file = load("model", encoder)
-    net = file.build(channels=channels, classes=classes)
-    paths = file.LAYERS["encoder"]
-    paths = [paths] if isinstance(paths, str) else paths
-    mean, std = getattr(net, "mean", file.MEAN), getattr(net, "std", file.STD)
-    remembered = Remembered(net, paths, channels, mean, std, getattr(net, "multiple", 1), memory=RAM // 4)
+    remembered = remember(file, channels, classes, memory=RAM // 4)
     model = Light(remembered, classes, p, width) if head == "light" else Linear(remembered, classes, p)
-    model.pretrained = getattr(net, "pretrained", {})
+    model.pretrained = remembered.pretrained
     if head == "linear":
         model.solved = {"l2": l2, "choose": choose}
     return model

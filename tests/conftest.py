@@ -22,6 +22,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers are imported, which
 ROOT = Path(__file__).resolve().parents[1]
 TRAIN = {"benign": 8, "malignant": 8, "mucinous": 5}  # 16 images to learn from, 5 of other patients validate
 TEST = 4
+PARTS = ("experiments", "heuristics", "data", "models")  # whose files may have settings
+SMALL = {  # settings of each model that make its tests cheap; none: as they are
+    "frozen": {"frozen.width": 8, "lite.weights": "none", "lite.width": 2},
+    "lite": {"lite.width": 2},
+    "modunet": {"modunet.width": 4},
+    "monai": {"monai.width": 4},
+    "smp": {"smp.encoder": "mobilenet_v2"},
+    "unet": {},  # smoke has them
+}
 
 
 def settings(root, results, **updates):
@@ -94,6 +103,21 @@ def own_file(file, text):
         OWN.remove(file)
         if not OWN:
             enter(fcntl.LOCK_SH)
+
+
+@pytest.fixture(autouse=True)
+def settings_end_with_a_test():
+    """Sacred leaves the settings of a run in captured functions, where the next test would find them."""
+
+    def functions():
+        ours = [module for name, module in list(sys.modules.items()) if name.split(".")[0] in PARTS]
+        parts = [vars(module).get("ingredient") for module in ours]
+        return [function for part in parts for function in getattr(part, "captured_functions", ())]
+
+    before = {function: function.config for function in functions()}
+    yield
+    for function in functions():
+        function.config = before.get(function, {})
 
 
 def free_port():

@@ -1,6 +1,7 @@
 """People as the oracle: what is asked, which masks are taken, and that nothing is lost or counted twice."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -71,25 +72,29 @@ def weights(folder):
 
 
 def test_a_run_without_ground_truth_equals_one_whose_oracle_knew_it(lab, truth, tmp_path, capsys, experiment):
+    share = {"audit": 0.5}
     with pytest.raises(AwaitingLabels, match="2 of 2 masks are awaited: .*cycle_000/index.html"):
-        lab()
+        lab(**share)
     assert AwaitingLabels.code == 0
     (record,) = (tmp_path / "results" / "entropy_0" / "sacred").glob("*.json")
     assert json.loads(record.read_text())["status"] == "AWAITING_LABELS"
     place, names = asked(tmp_path, "cycle_000")
     page = (place / "index.html").read_text()
+    assert page.count("at random, for the audit") == 1  # whose image is drawn without the model's mask to begin from
+    assert [path.stem for path in (place / "prediction").iterdir()] == names[:1]
     for name in names:
         assert f"labels/{name}.png" in page and "http" not in page
         original = tmp_path / "lab" / "images" / f"{name}.bmp"
         assert (place / "images" / f"{name}.bmp").read_bytes() == original.read_bytes()
-        with Image.open(original) as image, Image.open(place / "prediction" / f"{name}.png") as prediction:
-            assert prediction.size == image.size and prediction.mode == "P"
+    original = tmp_path / "lab" / "images" / f"{names[0]}.bmp"
+    with Image.open(original) as image, Image.open(place / "prediction" / f"{names[0]}.png") as prediction:
+        assert prediction.size == image.size and prediction.mode == "P"
     Image.new("L", (9, 9), 1).save(place / "labels" / f"{names[0]}.png")
     Image.new("L", (9, 9), 1).save(place / "labels" / "im_77.png")
     answer(truth, place, names[1:])
     capsys.readouterr()
     with pytest.raises(AwaitingLabels, match="1 of 2 masks are awaited"):
-        lab()
+        lab(**share)
     said = capsys.readouterr().out
     assert f"{names[0]}.png is 9 x 9, its image" in said and "im_77.png is for no image that was asked for" in said
     answer(truth, place, names)
@@ -104,19 +109,21 @@ def test_a_run_without_ground_truth_equals_one_whose_oracle_knew_it(lab, truth, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ledger, "append", once)
         with pytest.raises(KeyboardInterrupt):
-            lab()
+            lab(**share)
     with pytest.raises(AwaitingLabels, match="cycle_001"):
-        lab()
+        lab(**share)
     answer(truth, *asked(tmp_path, "cycle_001"))
-    assert lab().status == "COMPLETED"
+    assert lab(**share).status == "COMPLETED"
     found = events(tmp_path / "results", "entropy")
     counted = [id for event in found if event["event"] == "answered" for id in event["masks"]]
     assert len(counted) == len(set(counted)) == 4
-    assert lab().status == "COMPLETED" and events(tmp_path / "results", "entropy") == found
+    assert lab(**share).status == "COMPLETED" and events(tmp_path / "results", "entropy") == found
 
     given = {"initial": "given", "given.ids": [q["id"] for q in found[0]["queries"]], "start": 2}
     shutil.copytree(truth / "truth", tmp_path / "lab" / "truth")
-    lab(to="oracle", **given, **{"folder.masks": "truth", "folder.unlabelled": False})
+    lab(to="oracle", **share, **given, **{"folder.masks": "truth", "folder.unlabelled": False})
+    known = [event for event in events(tmp_path / "oracle", "entropy") if event["event"] == "audited"]
+    assert [event for event in found if event["event"] == "audited"] == known and len(known) == 2
     assert weights(tmp_path / "results") == weights(tmp_path / "oracle") and len(weights(tmp_path / "oracle")) == 3
 
 
@@ -125,8 +132,23 @@ def test_a_mask_drawn_anew_counts_from_then_on_and_the_old_one_stays(lab, truth,
         lab()
     first, names = asked(tmp_path, "cycle_000")
     answer(truth, first, names)
+    (image,) = (
+        image for image in json.loads((first / "manifest.json").read_text())["images"] if image["name"] == names[1]
+    )
+    with Image.open(first / "labels" / f"{names[1]}.png") as mask:
+        second = np.array(mask)
+    second[-4:] = 255
+    Image.fromarray(second).save(first / "labels" / f"{image['sha256']}.png")  # somebody else answered the same
+    os.utime(first / "labels" / f"{names[1]}.png", (1, 1))
+    capsys.readouterr()
     with pytest.raises(AwaitingLabels):
         lab()
+    twice = f"{names[1]} was drawn 2 times ({names[1]}.png, {image['sha256']}.png): all are kept, the last one counts."
+    assert twice in capsys.readouterr().out
+    versions = next(
+        e["masks"] for e in events(tmp_path / "results", "entropy") if "masks" in e and e["event"] == "answered"
+    )
+    assert answers.digest_of(second) == versions[names[1]][-1]["sha256"] != versions[names[1]][0]["sha256"]
     before = weights(tmp_path / "results")
     path = first / "labels" / f"{names[0]}.png"
     with Image.open(path) as image:
@@ -140,7 +162,7 @@ def test_a_mask_drawn_anew_counts_from_then_on_and_the_old_one_stays(lab, truth,
     versions = [e["masks"][names[0]] for e in events(tmp_path / "results", "entropy") if names[0] in e.get("masks", {})]
     hashes = [version["sha256"] for (version,) in versions]
     kept = {path.stem for path in (tmp_path / "results" / "entropy_0" / "masks").iterdir()}
-    assert len(set(hashes)) == 2 and set(hashes) <= kept and len(kept) == 5
+    assert len(set(hashes)) == 2 and set(hashes) <= kept and len(kept) == 6
     assert weights(tmp_path / "results")[:2] == before
     last = events(tmp_path / "results", "entropy")[-1]
     assert last["event"] == "evaluated" and last["foreground"] > 0
@@ -164,6 +186,62 @@ def test_what_was_edited_in_a_request_is_refused(lab, tmp_path):
     with pytest.raises(AwaitingLabels):
         lab()
     assert (place / "manifest.json").read_text() == text
+
+
+def test_images_that_come_between_two_starts_join_the_pool_and_nothing_else_is_taken(lab, truth, tmp_path, capsys):
+    images = tmp_path / "lab" / "images"
+    late = (images / "im_11.bmp").rename(tmp_path / "im_11.bmp")
+    with pytest.raises(AwaitingLabels, match="7 of 7"):
+        lab(query=7)
+    began = events(tmp_path / "results", "entropy")[0]["images"]
+    shutil.copytree(tmp_path / "results", tmp_path / "killed")
+    shutil.copy(late, images / "a_first.bmp")  # sorted before all others, and with a mask that would move those drawn
+    shutil.copy(truth / "truth" / "im_11.png", tmp_path / "lab" / "masks" / "a_first.png")
+    shutil.copy(late, images / "z_last.bmp")
+    append = Ledger.append
+
+    def killed(self, event, *more, **values):
+        append(self, event, *more, **values)
+        if event == "joined":
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            lab(to="killed", query=7)
+    for to in ("killed", "results"):
+        capsys.readouterr()
+        with pytest.raises(AwaitingLabels, match="7 of 7"):
+            lab(to=to, query=7)
+        said = "New since the last start, and in the pool from now on: a_first, z_last."
+        assert (said in capsys.readouterr().out) == (to == "results")
+    ledgers = [(tmp_path / to / "entropy_0" / "ledger.jsonl").read_bytes() for to in ("killed", "results")]
+    assert ledgers[0] == ledgers[1]
+    (event,) = [event for event in events(tmp_path / "results", "entropy") if event["event"] == "joined"]
+    assert [image["id"] for image in event["images"]] == ["a_first", "z_last"] and event["cycle"] == 1
+    assert len({image["sha256"] for image in event["images"]}) == 1  # the same picture twice
+    last = (images / "z_last.bmp").rename(tmp_path / "z_last.bmp")
+    with pytest.raises(Refused, match="holds a run with z_last, which the folder lacks now"):
+        lab(query=7)
+    shutil.copy(images / "im_5.bmp", images / "z_last.bmp")
+    with pytest.raises(Refused, match="other train images"):
+        lab(query=7)
+    shutil.copy(last, images / "z_last.bmp")
+    answer(truth, *asked(tmp_path, "cycle_000"))
+    with pytest.raises(AwaitingLabels, match="1 of 2"):
+        lab(query=7)
+    assert set(asked(tmp_path, "cycle_001")[1]) == {"a_first", "z_last"}
+    found = events(tmp_path / "results", "entropy")
+    assert found[0]["images"] == began and [e["pool"] for e in found if e["event"] == "evaluated"] == [7, 2]
+    (tmp_path / "results" / "entropy_0" / "queries" / "cycle_001" / "labels" / "z_last.png").write_bytes(
+        (truth / "truth" / "im_11.png").read_bytes()
+    )
+    assert lab(query=7).status == "COMPLETED"
+    finished = events(tmp_path / "results", "entropy")
+    shutil.copy(images / "im_5.bmp", images / "later.bmp")
+    capsys.readouterr()
+    assert lab(query=7).status == "COMPLETED" and events(tmp_path / "results", "entropy") == finished
+    assert "before this finished run goes on, as with cycles=3: later." in capsys.readouterr().out
 
 
 def test_strategies_may_ask_for_the_first_images_too(lab, tmp_path):
@@ -280,3 +358,9 @@ def test_only_images_with_masks_validate_or_test():
     assert [item for item in items if item.source not in held] == train
     with pytest.raises(Refused, match="u0 is in the list of val and has no mask"):
         deal(items, {"val": [0]}, {"val": 0, "test": 0}, generator(0), "folder")
+
+
+def test_a_page_shows_images_whatever_their_name():
+    image = {"id": "50%#1", "name": "50%#1", "image": "images/50%#1.png", "group": "", "score": None, "rank": 0}
+    image |= {"height": 8, "width": 8}
+    assert 'src="images/50%25%231.png"' in request.figure(1, image, "bald")

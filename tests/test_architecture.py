@@ -12,7 +12,7 @@ ORDER = [
     ["experiments.study"],
     ["analysis"],
     ["active"],
-    ["experiments.benchmark", "experiments.predict"],
+    ["experiments.benchmark", "experiments.device", "experiments.predict", "experiments.suspects"],
     ["heuristics", "data", "models"],
     ["experiments.steps"],
     ["experiments.annotate"],

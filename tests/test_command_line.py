@@ -396,3 +396,11 @@ def test_a_submodule_of_torch_is_the_one_that_torch_has():
     code += "; print(torch.profiler.profiler.__name__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "torch.profiler.profiler"]
+
+
+def test_several_processes_of_torchrun_are_refused(smoke, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(Refused, match="torchrun began several processes where one trains a run"):
+        smoke()
+    assert not (tmp_path / "results").exists()

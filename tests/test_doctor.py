@@ -629,6 +629,24 @@ print([f.kind for f in faults], int(open("/proc/self/status").read().split("VmHW
     assert int(memory) < 300
 
 
+@pytest.mark.parametrize("shape", [(64, 96, 3), (50, 37, 3), (64, 64, 1), (45, 100, 4), (20, 11, 3)])
+def test_images_that_are_shrunk_together_are_as_each_alone(shape):
+    from data.doctor.examine import _shrink
+    from data.doctor.sets import Record
+
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
+    waiting = [(Record("train", Item(str(n), "", "")), image) for n, image in enumerate(images)]
+    for record, image in list(waiting):
+        alone = Record("train", record.item)
+        _shrink([(alone, image)])
+        record.alone = alone.thumb
+        expected = Image.fromarray(image[..., 0] if shape[2] == 1 else image[..., :3]).resize((32, 32), Image.BOX)
+        assert np.abs(alone.thumb - np.asarray(expected).astype(float).reshape(32, 32, -1)).max() <= 1
+    records = [record for record, _ in waiting]
+    _shrink(waiting)
+    assert not waiting and all((record.thumb == record.alone).all() for record in records)
+
+
 def test_ten_thousand_pairs_are_compared_in_bounded_time():
     from data.doctor.sets import Record, near_duplicates
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import own_file
 
-from analysis import plots, report, runs, statistics
+from analysis import plots, report, runs
+from analysis.statistics import __main__ as statistics_command
 from experiments.components import ROOT
 from experiments.errors import BadData, Refused
 from experiments.steps import loop
@@ -111,7 +112,7 @@ def test_analysis_follows_the_headline(judged, tmp_path):
     frame = runs.load(results)
     assert runs.headline(frame) == "test.miou"
     with pytest.raises(SystemExit, match="Two runs are needed"):
-        statistics.main([str(results)])  # not: there is no metric
+        statistics_command.main([str(results)])  # not: there is no metric
     plots.main(results, tmp_path / "curves.png")
     page, _ = report.report(results)
     assert "Values are test mIoU, 0 to 1" in page and "test Dice" not in page

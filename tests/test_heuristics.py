@@ -19,7 +19,19 @@ from experiments.errors import Refused
 from experiments.network.ready import make_ready
 from experiments.store import Item, Split, Store
 from experiments.training import learned
-from heuristics import ams, bald, entropy, expected_entropy, first, random, strided, variance, vote_variance
+from heuristics import (
+    ams,
+    bald,
+    class_stratified,
+    entropy,
+    expected_entropy,
+    first,
+    foreground_random,
+    random,
+    strided,
+    variance,
+    vote_variance,
+)
 from heuristics.batches import balanced, power, top
 from models.unet import LAYERS, UNet
 
@@ -213,13 +225,13 @@ def closed(path):
     raise AssertionError(f"{path} was opened: masks are not the heuristic's")
 
 
-def make_store(ids, annotated=(*LABELLED, *VALIDATION)):
+def make_store(ids, annotated=(*LABELLED, *VALIDATION), classes=()):
     """A Store of these images; the masks of the annotated ones are half class 1, no other can be opened."""
     known = [*IDS, *LABELLED, *VALIDATION]
     images = {id: generator(i).integers(0, 256, (*SIZES[i % 2], 3), dtype=np.uint8) for i, id in enumerate(known)}
     groups = {id: ("benign", "malignant")[i % 3 == 0] for i, id in enumerate(known)}
     items = [Item(id, Path(id), Path("nowhere", id), groups[id]) for id in ids]
-    store = Store(Split(items, lambda path: images[path.name], closed), "cpu")
+    store = Store(Split(items, lambda path: images[path.name], closed), "cpu", classes=classes)
     for index in (i for i, id in enumerate(ids) if id in annotated):
         store.mask(index).zero_()[:16] = 1
     return store
@@ -322,6 +334,37 @@ def test_maps_are_finite_and_not_constant(name, attach, model):
     attach(heuristic)
     scores = selection.score(heuristic, make_pool(heuristic, model), generator())
     assert scores.dtype == np.float64 and len(set(scores.tolist())) > 1
+
+
+def test_without_a_background_all_that_is_predicted_is_foreground(model):
+    """CamVid's class 0 is sky: the pool says so to whatever looks at a region of the prediction."""
+    scores = {}
+    for classes in (("sky", "building"), ("background", "gland")):
+        store, settings = make_store(IDS, classes=classes), defaults(prediction.ingredient)
+        pool = open_pool(
+            store, ALL, place=(0, "drawn", 1), mc_iters=2, model=lambda: model, classes=classes, **settings
+        )
+        shares = foreground_random.foreground(pool)
+        scores[classes] = [selection.score(entropy, pool, generator(), way) for way in ("foreground", "target", "mean")]
+        assert (shares == 1).all() if classes[0] == "sky" else (shares < 1).any()
+        [(_, seen), *_] = pool.predictions()
+        assert class_stratified.class_entropies(seen, "probability").shape[1] == (3 if classes[0] == "sky" else 2)
+    region, beside, mean = scores["sky", "building"]
+    assert region.tolist() == mean.tolist() == beside.tolist()
+    assert scores["background", "gland"][0].tolist() != scores["background", "gland"][2].tolist()
+
+
+def test_given_reads_a_list_and_a_csv_and_names_what_is_nearest(tmp_path):
+    pool, file = plain_pool(["scan_01", "scan_02", "other"]), tmp_path / "ranked.csv"
+    file.write_text("\ufeffrank,id,score\n0,scan_02,.5\n1,other,.25\n")
+    select = load("heuristic", "given").select
+    assert select(pool, 2, generator(), [""], str(file)) == [1, 2]
+    assert select(pool, 1, generator(), ["other"], "") == [2]
+    with pytest.raises(Refused, match="given names 'scan_03', which is no training image: the nearest are scan_0"):
+        select(pool, 3, generator(), ["scan_03", "x", "other"], "")
+    file.write_text("image,score\na,1\n")
+    with pytest.raises(Refused, match="has no column id: its first line names image, score"):
+        select(pool, 1, generator(), [""], str(file))
 
 
 # ---- selection, with given scores

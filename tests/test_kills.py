@@ -1,6 +1,6 @@
 """A run that was killed and goes on leaves every file as an undisturbed one, byte for byte.
 
-A handful of kills, about 20 s; ASKMASK_KILLS=20 makes as many at random moments, about 2 min.
+A handful of kills of one model, one of each other; ASKMASK_KILLS=20 makes as many at random moments, about 2 min.
 """
 
 import json
@@ -10,13 +10,17 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, settings
+from conftest import ROOT, SMALL, settings
+
+from experiments.components import names
 
 KILLS = int(os.environ.get("ASKMASK_KILLS", 2))
+WITHOUT = {"lite": {"lite.weights": "none"}}  # what need not be installed
 TIMES = {"timing.jsonl", "lock"}  # seconds never repeat; nothing is in the lock
 
 # imports everything once; for each line of its input a forked process runs, or dies by SIGKILL after its first event or
-# before one of its operations on the disk; the answer is its exit code and how many of these operations it made
+# before one of its operations on the disk or of its steps, forward or in training; the answer is its exit code, how
+# many of either it made, and what it was refused with
 FORKS = """if True:
     import json, os, signal, sys, warnings
     warnings.simplefilter("ignore")
@@ -24,14 +28,16 @@ FORKS = """if True:
     from experiments.acquisition import pictures
     from experiments.components import FOLDERS, load, names
     from experiments.network import dropout, inference
+    from experiments.errors import Refused
     from experiments.records.ledger import Ledger
+    from experiments.records.progress import Progress
 
     modules = [load(entry, name) for entry in FOLDERS for name in names(entry) if name[:3] != "zz_"]
 
-    def counted(function, made):
+    def counted(function, kind):
         def call(*args, **more):
-            made[0] += 1
-            if made[0] == kill:
+            made[kind] += 1
+            if kill == [kind, made[kind]]:
                 os.kill(os.getpid(), signal.SIGKILL)
             return function(*args, **more)
         return call
@@ -42,33 +48,37 @@ FORKS = """if True:
             os.kill(os.getpid(), signal.SIGKILL)
         return event
 
-    append = Ledger.append
+    append, advance = Ledger.append, Progress.advance
     for line in sys.stdin:
         updates, kill = json.loads(line)
         read, write = os.pipe()
         if os.fork() == 0:
-            made, Ledger.append = [0], appended
-            os.fsync, os.replace, os.unlink = (counted(f, made) for f in (os.fsync, os.replace, os.unlink))
+            made, Ledger.append, Progress.advance = {"disk": 0, "step": 0}, appended, counted(advance, "step")
+            os.fsync, os.replace, os.unlink = (counted(f, "disk") for f in (os.fsync, os.replace, os.unlink))
             sys.stdout = sys.stderr
-            active.ex.run(config_updates=updates, named_configs=["smoke"])
-            os.write(write, str(made[0]).encode())
+            try:
+                active.ex.run(config_updates=updates, named_configs=["smoke"])
+            except Refused as refused:
+                made["refused"] = str(refused)
+            os.write(write, json.dumps(made).encode())
             os._exit(0)
         os.close(write)
-        done = os.read(read, 99).decode()
+        done = os.read(read, 9999).decode()
         os.close(read)
-        print(json.dumps([os.waitstatus_to_exitcode(os.wait()[1]), int(done or 0)]), flush=True)
+        print(json.dumps([os.waitstatus_to_exitcode(os.wait()[1]), json.loads(done or "{}")]), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def run(phantom_root):
-    """run(results, kill=None) -> (exit code, operations on the disk) of one run in a process of its own."""
+    """run(results, kill=None, **settings) -> (exit code, {"disk": operations, "step": steps}) of one run, a process."""
     line = [sys.executable, "-W", "ignore", "-c", FORKS]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(line, cwd=ROOT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as process:
 
-        def run(results, kill=None):
-            process.stdin.write(json.dumps([settings(phantom_root, results, cycles=2), kill]) + "\n")
+        def run(results, kill=None, **updates):
+            updates = {"cycles": 2} | updates
+            process.stdin.write(json.dumps([settings(phantom_root, results, **updates), kill]) + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
             assert answer, process.communicate()[1]
@@ -83,9 +93,9 @@ def run(phantom_root):
 def whole(run, tmp_path_factory):
     """(results folder, operations on the disk) of an undisturbed run."""
     results = tmp_path_factory.mktemp("whole")
-    code, operations = run(results)
-    assert code == 0 and operations > 50
-    return results, operations
+    code, made = run(results)
+    assert code == 0 and made["disk"] > 50
+    return results, made["disk"]
 
 
 def files(results):
@@ -112,6 +122,22 @@ def test_killed_after_each_event(run, whole, tmp_path):
 def test_killed_before_any_operation_on_the_disk(run, whole, tmp_path, number):
     when = random.SystemRandom().randint(1, whole[1])
     print(f"killed before operation {when} of {whole[1]}")
-    assert run(tmp_path, when)[0] == -9
+    assert run(tmp_path, ["disk", when])[0] == -9
     assert run(tmp_path)[0] == 0
     assert_same(tmp_path, whole[0])
+
+
+@pytest.mark.parametrize("model", names("model"))
+def test_killed_in_the_middle_of_a_step(run, tmp_path, model):
+    """Every model, while it trains, scores or is tested; its last weights are among the files that are compared."""
+    asked = {"model": model, "cycles": 1} | SMALL.get(model, {}) | WITHOUT.get(model, {})
+    code, made = run(tmp_path / "whole", **asked)
+    if "pip install" in made.get("refused", ""):
+        pytest.skip(made["refused"])
+    assert code == 0 and "refused" not in made and made["step"] > 10
+    when = random.SystemRandom().randint(2, made["step"])
+    print(f"killed before step {when} of {made['step']}")
+    assert run(tmp_path / "killed", ["step", when], **asked)[0] == -9
+    assert run(tmp_path / "killed", **asked)[0] == 0
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+    assert [name for name in files(tmp_path / "whole") if name.endswith(".safetensors")]

@@ -8,7 +8,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import torch
-from conftest import events, ledger_bytes, settings
+from conftest import SMALL, events, ledger_bytes, settings
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,14 +24,6 @@ from models import modunet, unet
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 CPU, PLACE, SITES = torch.device("cpu"), (0, "drawn", 1), 11
-SMALL = {  # settings of each model that make its tests cheap; none: as they are
-    "frozen": {"frozen.width": 8, "lite.weights": "none", "lite.width": 2},
-    "lite": {"lite.width": 2},
-    "modunet": {"modunet.width": 4},
-    "monai": {"monai.width": 4},
-    "smp": {"smp.encoder": "mobilenet_v2"},
-    "unet": {},  # smoke has them
-}
 
 
 def count(model, kind):

@@ -13,18 +13,18 @@ BARE = SimpleNamespace(__name__="models.bare")  # a model without LAYERS
 CHOSEN = {"heuristic": "bald", "batch": "top", "initial": "random", "dataset": "glas", "model": "unet"}
 
 
-def check(train=GROUPED, val=GROUPED, model=None, layer=None, **chosen):
+def check(train=GROUPED, val=GROUPED, model=None, layer=None, classes=("background", "gland"), noted=(), **chosen):
     chosen = CHOSEN | chosen
     parts = {entry: load(entry, name) for entry, name in chosen.items() if entry != "model"}
     parts["model"] = model or load("model", "unet")
-    config = chosen | {"model": "bare" if model else "unet"}
+    config = chosen | {"model": "bare" if model else "unet", "noted": noted}
     with pytest.MonkeyPatch.context() as patch:
         for entry in ("heuristic", "batch", "initial"):
             settings = defaults(parts[entry].ingredient)
             config[chosen[entry]] = settings | ({"layer": layer} if layer and "layer" in settings else {})
             for function in parts[entry].ingredient.captured_functions:
                 patch.setattr(function, "config", config[chosen[entry]])
-        needs.check(config, parts, SimpleNamespace(train=train, val=val))
+        needs.check(config, parts, SimpleNamespace(train=train, val=val, classes=classes))
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,20 @@ def test_validation_images():
     check(heuristic="crc")
     with pytest.raises(Refused, match="heuristic=crc needs validation images and dataset=glas has none"):
         check(heuristic="crc", val=None)
+
+
+@pytest.mark.parametrize("name", ["ams", "edge_entropy", "mask_discrepancy"])
+def test_a_foreground_against_a_background(name):
+    check(heuristic=name)
+    said = f"heuristic={name} needs a class called background and dataset=glas has none: dataset=.*isic2017.* has them"
+    with pytest.raises(Refused, match=said):
+        check(heuristic=name, classes=("sky", "building"))
+
+
+def test_noted_scores_need_it_too():
+    check(noted=["ams"])
+    with pytest.raises(Refused, match="noted=ams needs a class called background"):
+        check(noted=["ams"], classes=("sky", "building"))
 
 
 def test_a_layer_that_the_model_has_not():

@@ -557,8 +557,8 @@ def test_methods_are_ranked_from_six_datasets_on(tmp_path):
                 make(tmp_path / str(number), label, run, curve, dataset=f"set_{number}")
         if number >= 4:
             page, _ = report(tmp_path)
-            assert ("Mean ranks over" in page) == (number == 5)
-    assert "bald 1.00, other 2.00, random 3.00" in page
+            assert ("Mean ranks over" in page) == ("Critical-difference diagram" in page) == (number == 5)
+    assert "bald 1.00, other 2.00, random 3.00" in page and "critical difference 1.35" in page
 
 
 def test_a_page_follows_a_study(tmp_path):

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from conftest import events, join_heartbeat
 
-from analysis import statistics
-from analysis.runs import COSTS, SETTINGS, load
+from analysis.runs import COSTS, SETTINGS, load, minutes
+from analysis.statistics import __main__ as statistics_command
 from experiments.errors import Refused
 from experiments.records.cells import harmless, meant
 
@@ -284,7 +284,7 @@ def test_published_baselines(tmp_path, capsys):
         assert group["test.dice"].tolist() == curves[f"{label}_{run}"].tolist()
         assert group["images"].tolist() == list(range(4, 35, 2)) and set(group["heuristic"]) == {label}
     assert load(tmp_path, published=True, start=8, query=1)["images"].max() == 23
-    statistics.main([str(tmp_path), "--baseline", "rand", "--published", "4", "2"])
+    statistics_command.main([str(tmp_path), "--baseline", "rand", "--published", "4", "2"])
     assert capsys.readouterr().out.splitlines()[3].split()[:3] == ["unknown", "rand", "5"]
     np.save(tmp_path / "mc_9.npy", np.zeros((2, 2)))
     assert len(load(tmp_path, published=True, start=4, query=2)) == 160
@@ -402,3 +402,13 @@ def test_the_ceiling_in_mongo(mongo, experiment, phantom_root, tmp_path):
     pd.testing.assert_frame_equal(
         stored.drop(columns=["foreground", "boundary"]), local.drop(columns=["foreground", "boundary"])
     )
+
+
+def test_minutes_are_those_that_people_stated():
+    """All versions of a mask took time; one without a time leaves all that follows unknown."""
+    tested = {"event": "evaluated"}
+    drawn = [{"event": "answered", "masks": {"a": [{"seconds": "60"}, {"seconds": "30"}], "b": [{"seconds": "90"}]}}]
+    assert minutes([tested, *drawn, tested, tested])[1:] == [3, 3] and np.isnan(minutes([tested])[0])
+    for said in ({}, {"seconds": "=1+1"}, {"seconds": "-5"}, {"seconds": "inf"}):
+        found = minutes([*drawn, tested, {"event": "answered", "masks": {"c": [said]}}, tested])
+        assert found[0] == 3 and np.isnan(found[1])

@@ -198,6 +198,7 @@ def test_a_cold_start_by_mask_discrepancy_that_was_stopped_ends_bit_identical(sm
         "mask_discrepancy.threshold": 0.5,
         "initial": "none",
         "trainer.warm_start": True,
+        "trainer.replay": False,
         "trainer.loss": "dice8_ce2",
         "trainer.optimizer": "adamw",
         "trainer.clip": 1.0,

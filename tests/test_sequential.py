@@ -103,7 +103,25 @@ def test_labels_saved():
     assert labels_saved.saved([4, 8, 12], random - 0.1, random)[0] == -np.inf
     assert labels_saved.saved([4, 8, 12], random, random)[0] == 0
     made = labels_saved.compare(frame({"random": random, "bald": random + [0, 0.2, 0.2]}), minutes=15.0)
-    assert made.loc[0, "saved_text"] == "4.0 images saved (4.0 to 4.0), 60 minutes at 15 an image"
+    assert made.loc[0, "saved_text"] == "4.0 images saved (4.0 to 4.0), 60 minutes (60 to 60) at 15 an image"
+    assert made.loc[0, "saved_minutes"] == pytest.approx(60) and np.isnan(made.loc[0, "saved_pixels"])
+
+
+def test_labels_saved_in_pixels_and_minutes_are_of_what_the_runs_had_cost():
+    """A method that asks for images twice as large saves half of its images, and in pixels nothing."""
+    random = np.tile([0.2, 0.4, 0.6], (5, 1)) + np.linspace(-0.02, 0.02, 5)[:, None]
+    study = frame({"random": random, "bald": random + [0, 0.2, 0.2]})
+    images = np.sort(study["images"].unique())
+    large = study["label"] == "bald"
+    study["pixels"] = 100.0 * study["images"] * np.where(large, 2, 1)
+    study["minutes"] = 3.0 * study["images"]
+    row = labels_saved.compare(study).loc[0]
+    step = images[1] - images[0]
+    assert row["saved"] == pytest.approx(step) and row["saved_minutes"] == pytest.approx(3 * step)
+    assert row["saved_pixels"] == pytest.approx(100 * (images[2] - 2 * images[1]))
+    assert " pixels (" in row["saved_text"] and row["saved_text"].endswith(" minutes (12 to 12) of annotators")
+    study.loc[study.index[0], "minutes"] = np.nan  # a mask without: nothing is guessed
+    assert "minutes" not in labels_saved.compare(study).loc[0, "saved_text"]
 
 
 def test_the_interval_of_the_labels_saved_holds_what_is_true():

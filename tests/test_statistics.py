@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import optimize, stats
 
-from analysis import statistics
+from analysis import rank_diagram, statistics
 from analysis.runs import load
 from analysis.statistics import (
     aubc,
@@ -22,6 +22,7 @@ from analysis.statistics import (
     runs_needed,
     sign_flip,
 )
+from analysis.statistics.__main__ import main
 from experiments.errors import Refused
 
 GLAS = Path(__file__).resolve().parents[2] / "shared/data/published/glas_wacv21_curves.csv"
@@ -286,6 +287,38 @@ def test_ranks_are_demsars():
         ranks(frame[(frame["dataset"] != "d03") | (frame["label"] != "b")], "a")
 
 
+# Demsar 2006, table 6: AUC of C4.5, with m, with cf, with both, on 14 datasets; there two equal .975 are ranked 2 and 3
+DEMSAR = """.763 .768 .771 .798  .599 .591 .590 .569  .954 .971 .968 .967  .628 .661 .654 .657  .882 .888 .886 .898
+.936 .931 .916 .931  .661 .668 .609 .685  .583 .583 .563 .625  .775 .838 .866 .875  1 1 1 1  .940 .962 .965 .962
+.619 .666 .614 .669  .972 .981 .9751 .975  .957 .978 .946 .970"""
+
+
+def test_the_example_of_demsars_paper():
+    """Mean ranks 3.143, 2.000, 2.893, 1.964, critical difference 1.25: Nemenyi's test tells nothing apart (page 12)."""
+    names = ["C4.5", "m", "cf", "both"]
+    heights = np.array(DEMSAR.split(), float).reshape(14, 4)
+    frame = pd.concat(
+        study({label: flat([h]) for label, h in zip(names, row, strict=True)}, f"d{k:02d}")
+        for k, row in enumerate(heights)
+    )
+    table, friedman, distance = ranks(frame, "C4.5")
+    assert table.loc[names, "rank"].round(3).tolist() == [3.143, 2.0, 2.893, 1.964]
+    chi = 12 * 14 / (4 * 5) * ((table["rank"] ** 2).sum() - 4 * 5**2 / 4)
+    assert chi == pytest.approx(9.28, abs=0.005) and friedman < stats.chi2.sf(chi, 3)  # ties make the p smaller
+    assert distance == pytest.approx(2.569 * np.sqrt(4 * 5 / (6 * 14)), abs=0.001)  # table 5: q of .05 and 4
+    assert rank_diagram.groups(sorted(table["rank"]), distance) == [(0, 3)]
+    assert rank_diagram.groups(sorted(table["rank"]), 1.15) == [(0, 2), (1, 3)]
+    assert rank_diagram.groups([1, 2, 3], 1.0) == []
+    drawn = {text.get_text() for axis in rank_diagram.draw(table["rank"], distance).axes for text in axis.texts}
+    assert drawn == {"C4.5  3.14", "m  2.00", "cf  2.89", "both  1.96", "critical difference 1.25"}
+
+
+@pytest.mark.parametrize("methods, q", [(2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)])
+def test_critical_values_are_those_of_demsars_table(methods, q):
+    """Table 5 of the paper, two-tailed Nemenyi at .05."""
+    assert stats.studentized_range.isf(0.05, methods, np.inf) / np.sqrt(2) == pytest.approx(q, abs=0.0015)
+
+
 def test_bootstrap_spreads_by_runs_and_images():
     rng = np.random.default_rng(0)
     runs, images = rng.normal(0, 0.05, 6), rng.normal(0, 0.2, 40)
@@ -337,13 +370,30 @@ LINES = "seed,n_labelled,method,round,accuracy\n" + "".join(
 def test_command_line_prints_the_table(tmp_path, capsys):
     path = tmp_path / "study.csv"
     path.write_text(LINES)
-    statistics.main([str(path), "--baseline", "Random"])
+    main([str(path), "--baseline", "Random"])
     out = capsys.readouterr().out
     assert "accuracy" in out and "study" in out and "Mine" in out and "better" in out
     heads = [line for line in out.splitlines() if "AUBC" in line or "p (Holm)" in line][:2]
     legend = out.splitlines()[-14:]
     for head in ("pairs", "AUBC", "difference", "p (Holm)", "more runs", "verdict"):
         assert any(head in line for line in heads) and any(line.startswith(f"{head}: ") for line in legend)
+
+
+def test_a_study_that_grew_is_judged_by_its_design(tmp_path, capsys):
+    """By hand as by the study: its stored file says how the runs were added."""
+    from test_report import make
+
+    for run, more in enumerate([0.03, 0.01, 0.05, 0.02]):  # p = .049
+        make(tmp_path, "random", run, [0.5, 0.6])
+        make(tmp_path, "bald", run, [0.5, 0.6 + more])
+    main([str(tmp_path)])
+    assert "better" in (fixed := capsys.readouterr().out) and "p (Holm)" in fixed
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "0.yaml").write_text("until: decided\nmost: 30\nrun: [0, 1, 2]\n")
+    main([str(tmp_path)])
+    grown = capsys.readouterr().out
+    assert "Runs were added until each method was decided, 30 at most" in grown
+    assert "undecided" in grown and "p (Holm)" not in grown and "p (signs)" not in grown
 
 
 def test_readable_has_words_where_there_is_no_number():
@@ -372,7 +422,7 @@ def test_command_line_refuses_in_one_line(tmp_path, text, words, said):
     if text is not None:
         path.write_text(text)
     with pytest.raises(SystemExit) as exit:
-        statistics.main([str(path), *words])
+        main([str(path), *words])
     assert said in exit.value.code and "\n" not in exit.value.code
     with pytest.raises(SystemExit, match="is not a folder"):
-        statistics.main([str(tmp_path / "nothing"), *words])
+        main([str(tmp_path / "nothing"), *words])

@@ -147,7 +147,7 @@ def reduced(name, u, p_foreground, valid=None):
     mean = torch.stack([1 - p, p], 1).view(1, 2, 1, -1)
     u = torch.tensor([[u]])
     valid = torch.ones_like(u, dtype=torch.bool) if valid is None else torch.tensor([[valid]])
-    return selection.reducer(name)(u, SimpleNamespace(mean=mean, valid=valid)).item()
+    return selection.reducer(name)(u, SimpleNamespace(mean=mean, valid=valid, first=1)).item()
 
 
 def test_foreground_and_boundary_by_hand():
@@ -171,7 +171,7 @@ def test_target_by_hand():
 
 def test_target_decides_for_each_image_of_a_batch():
     p = torch.tensor([[0.1, 0.1, 0.9, 0.1], [0.1] * 4]).view(2, 1, 1, 4)
-    seen = SimpleNamespace(mean=torch.cat([1 - p, p], 1), valid=torch.ones(2, 1, 4, dtype=torch.bool))
+    seen = SimpleNamespace(mean=torch.cat([1 - p, p], 1), valid=torch.ones(2, 1, 4, dtype=torch.bool), first=1)
     u = torch.tensor([[1.0, 2, 4, 9], [1, 2, 4, 9]]).view(2, 1, 4)
     assert selection.reducer("target")(u, seen).tolist() == [5, 4]
 
@@ -332,7 +332,7 @@ def test_given_ids_or_file(tmp_path):
         (["im7"], "names 1 different images and start is 2"),
         (["im7", "im7"], "names 1"),
         ([""], "names 0"),
-        (["im7", "x"], "'x', which is no training image: im0 is one"),
+        (["im7", "x"], "'x', which is no training image: the nearest are im"),
     ):
         with pytest.raises(Refused, match=said):
             given.select(plain_pool(), 2, None, ids=ids, file="")

@@ -162,9 +162,19 @@ def test_its_runs_are_the_plain_ones(whole, undisturbed):
 def test_a_first_cycle_is_trained_once(whole, undisturbed):
     """By whichever run came first; bald 0, which took it over, is still the plain run, as the test above says."""
     results, _ = whole
-    assert len(list((results / "study" / "first_cycles").glob("*.safetensors"))) == 2  # one a run number
     first = [json.loads((results / f"{h}_0" / "timing.jsonl").read_text().splitlines()[0]) for h in ("random", "bald")]
     assert first[0]["train"] > 0 and first[1]["train"] == 0
+
+
+def test_what_runs_shared_is_removed_once_all_is_done(whole, study, tmp_path):
+    """And only then: runs that are yet to come take it over."""
+    results, out = whole
+    assert sorted(path.name for path in (results / "study").iterdir() if path.is_dir()) == []
+    [said] = [line for line in out.splitlines() if " removed, " in line]
+    assert said.startswith(f"{results}/study/first_cycles and {results}/study/images removed, ")
+    study(tmp_path, "--only", "0", cycles=0).ended()
+    assert list((tmp_path / "study" / "first_cycles").glob("*.json"))
+    assert list((tmp_path / "study" / "images").glob("*.images"))
 
 
 def test_strategies_that_train_too_have_a_first_cycle_of_their_own(smoke, tmp_path):
@@ -303,6 +313,15 @@ def test_other_settings_in_the_same_folder_are_refused_at_once(whole, study, tmp
     before = kept(whole[0])
     out = study(whole[0], **{"trainer.lr": 0.1}).ended(1)
     assert "holds a run of another configuration (trainer.lr 0.004 -> 0.1)" in out and kept(whole[0]) == before
+
+
+def test_a_loss_of_no_number_stops_its_run_alone(study, tmp_path):
+    out = study(tmp_path, heuristic="random", run="0", cycles=0, **{"trainer.lr": "0.004,1e30"}).ended(1)
+    assert "1 of 2 runs done" in out and (tmp_path / "trainer.lr=0.004" / "random_0.npy").exists()
+    said = out.splitlines()[-1]
+    assert "failed: " in said and "trainer.lr" in said and "Traceback" not in out
+    log = Path(said.rpartition(" - ")[2])
+    assert log.name == "random_0.log" and "trainer.lr" in log.read_text()
 
 
 def test_a_study_is_judged_by_its_own_runs(grid, whole, tmp_path):

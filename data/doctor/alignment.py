@@ -94,7 +94,7 @@ def stacked(records):
 def at_rest(thumbs, masks):
     """(N,): what `explained` gives without a shift."""
     colours = thumbs.reshape(len(thumbs), -1, thumbs.shape[-1]).astype(np.float32)
-    colours -= colours.mean(1, keepdims=True)
+    colours -= np.full((1, colours.shape[1]), 1 / colours.shape[1], np.float32) @ colours  # .mean(1) is 15 times slower
     flat, found = masks.reshape(len(masks), 1, -1), np.zeros(len(masks), np.float32)
     rest, left = np.zeros((len(masks), colours.shape[-1]), np.float32), np.full(len(masks), flat.shape[-1])
     *values, _ = np.flatnonzero(np.bincount(masks.ravel(), minlength=256))
@@ -104,4 +104,4 @@ def at_rest(thumbs, masks):
         found += (sums**2).sum(1) / np.maximum(size, 1)
         rest, left = rest - sums, left - size
     found += (rest**2).sum(1) / np.maximum(left, 1)  # of the last value: the colours of an image sum to 0
-    return found / np.maximum((colours**2).sum((1, 2)), 1e-6)
+    return found / np.maximum(np.einsum("npc,npc->n", colours, colours), 1e-6)

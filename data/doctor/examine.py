@@ -4,7 +4,9 @@ import os
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cache, partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +24,8 @@ from experiments.store import Item, Splits
 from experiments.store.reading import files_of
 
 TOGETHER = 32  # images that a thread reads at a time
+SMALL = 2**14  # pixels of an image up to which Python is most of the work, which more threads only get in the way of
+SHRUNK = 2**20  # pixels that are made thumbnails of in one call
 SETS = SET | {"misaligned": misaligned}
 UNREADABLE = (Refused, OSError, ValueError, SyntaxError, EOFError)
 
@@ -58,13 +62,17 @@ def examine(splits: Splits, classes, root):
         for start in range(0, len(split), TOGETHER)
     ]
     records, total = [], sum(map(len, named.values()))
+    read = partial(_read_some, classes=classes, files=files, users=users)
     with (
         warnings.catch_warnings(),
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as workers,
         tqdm(total=total, desc="reading images and masks", leave=False, disable=None, delay=1) as bar,
+        ExitStack() as stack,
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        for part in workers.map(partial(_read_some, classes=classes, files=files, users=users), work):
+        first = list(map(read, work[:1]))
+        small = all(np.prod(record.size) <= SMALL for part in first for record, _ in part)
+        workers = stack.enter_context(ThreadPoolExecutor(1 if small else min(8, os.cpu_count() or 1)))
+        for part in chain(first, workers.map(read, work[1:])):
             stop_if_asked()
             bar.update(len(part))
             for record, found in part:
@@ -85,11 +93,43 @@ def _file_of(kind, record):
 
 def _read_some(work, classes, files, users):
     name, split, positions = work
-    return [_read(name, split, position, classes, files, users) for position in positions]
+    found, waiting = [], []
+    for position in positions:
+        record, faults, image = _read(name, split, position, classes, files, users)
+        found.append((record, faults))
+        if image is None:
+            continue
+        if waiting and waiting[0][1].shape != image.shape:
+            _shrink(waiting)
+        waiting.append((record, image))
+        if len(waiting) * image.shape[0] * image.shape[1] > SHRUNK:
+            _shrink(waiting)
+    _shrink(waiting)
+    return found
+
+
+def _shrink(waiting):
+    """Give each Record of [(Record, image (H, W, channels))], all of one size, its thumbnail, and empty the list.
+
+    Pillow shrinks them as one column of images, for each of its calls costs as much as a small image's decoding.
+    """
+    images = [image[..., :3] if image.shape[-1] > 2 else image[..., 0] for _, image in waiting]
+    if not images:
+        return
+    high, wide = images[0].shape[:2]
+    column = Image.fromarray(images[0] if len(images) == 1 else np.concatenate(images))
+    if high % SIDE == wide % SIDE == 0:
+        thumbs = np.asarray(column.reduce((wide // SIDE, high // SIDE)))
+    else:
+        thumbs = np.asarray(column.resize((SIDE, SIDE * len(images)), Image.Resampling.BOX))
+    thumbs = thumbs if thumbs.ndim == 3 else thumbs[..., None].repeat(3, -1)
+    for (record, _), thumb in zip(waiting, thumbs.reshape(-1, SIDE, SIDE, 3), strict=True):
+        record.thumb = thumb
+    waiting.clear()
 
 
 def _read(name, split, position, classes, files, users):
-    """(Record, [Fault]) of one image and its mask."""
+    """(Record without its thumbnail, [Fault], image or None) of one image and its mask."""
     item = split.items[position]
     record, faults = Record(name, item), []
 
@@ -103,11 +143,6 @@ def _read(name, split, position, classes, files, users):
         record.flat = "one colour" in found
         for kind in found if not faults else ():
             add(kind, item.image, found[kind])
-        colours = Image.fromarray(image[..., :3] if image.shape[-1] > 2 else image[..., 0])
-        steps = tuple(side // SIDE for side in colours.size)
-        even = colours.size == (steps[0] * SIDE, steps[1] * SIDE)
-        thumb = np.asarray(colours.reduce(steps) if even else colours.resize((SIDE, SIDE), Image.Resampling.BOX))
-        record.thumb = thumb if thumb.ndim == 3 else thumb[..., None].repeat(3, -1)
         record.size, record.digest = image.shape[:2], digest(image)
     if mask is not None:
         fits = True
@@ -117,7 +152,7 @@ def _read(name, split, position, classes, files, users):
                     add(kind, item.mask, found)
                     fits = False
         _check_values(record, mask, classes, add, fits)
-    return record, faults
+    return record, faults, image
 
 
 def _check_values(record, mask, classes, add, fits):
@@ -127,12 +162,13 @@ def _check_values(record, mask, classes, add, fits):
         values = np.flatnonzero(record.counts).tolist()
     else:
         values = np.unique(mask).tolist()
-    kind, found = next(((k, f) for k, check in MASK.items() if (f := check(mask, classes, values))), ("", ""))
-    if undeclared(values, classes):
-        header = look(path, "mask")
-        kind = "JPEG mask" if header.format == "JPEG" else "palette mask" if header.mode == "P" else kind
-    if found:
-        add(kind, path, found)
+    if values and not (0 <= values[0] and values[-1] < len(classes)):  # classes alone are no fault
+        kind, found = next(((k, f) for k, check in MASK.items() if (f := check(mask, classes, values))), ("", ""))
+        if undeclared(values, classes):
+            header = look(path, "mask")
+            kind = "JPEG mask" if header.format == "JPEG" else "palette mask" if header.mode == "P" else kind
+        if found:
+            add(kind, path, found)
     if record.counts is not None and fits:
         record.mask_thumb = mask[_middles(mask.shape)].copy()  # no view, which would keep the whole mask
         record.mask_digest = digest(mask)

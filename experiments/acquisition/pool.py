@@ -44,23 +44,34 @@ class Images:
         for positions, images in self._batches():
             yield positions, *self._predictor.views(images, [self.ids[i] for i in positions], source, k)
 
-    def features(self, layer, grid=1, pooling="mean", weights=""):
+    def features(self, layer, grid=1, pooling="mean", weights="", own=False):
         """(N, D) float32 on the device: what the model's LAYERS[layer] put out in a deterministic pass.
+
+        In a run with an `encoder` they are of that one's deepest map instead, unless the model's `own` are asked for.
 
         Pooled to grid x grid cells, whatever the size of the image, by "mean" or "max"; the maps of a layer of several
         modules are joined. `weights` names a safetensors file of the same model to look through instead. Raises
         Refused naming an image whose features are not finite.
         """
+        encoder = None if own else self._encoder
+
+        def maps(images):
+            return encoder(floats(images))[-1:] if encoder else self._predictor.maps(images, layer, weights)
+
         rows = (
-            (positions, torch.cat([pooled(m, grid, pooling) for m in self._predictor.maps(images, layer, weights)], 1))
+            (positions, torch.cat([pooled(m, grid, pooling) for m in maps(images)], 1))
             for positions, images in self._batches()
         )
-        return self._rows(rows, f"layer {layer}")
+        return self._rows(rows, "features by the encoder" if encoder else f"layer {layer}")
 
     def statistics(self, grid=4):
         """(N, D) float32 on the device, without a model: mean, deviation and gradient of each channel in each cell."""
         rows = ((positions, statistics(floats(images), grid)) for positions, images in self._batches())
         return self._rows(rows, "image statistics")
+
+    @property
+    def _encoder(self):
+        return getattr(self._predictor, "encoder", None)
 
     def _rows(self, batches, what):
         table = None
@@ -120,6 +131,11 @@ class Pool(Images):
             yield positions, prediction
 
     @property
+    def featured(self):
+        """Whether `features` say something: an encoder gives them, or a model that images were labelled for."""
+        return bool(self._encoder or len(self.labelled))
+
+    @property
     def mc_iters(self):
         return self._predictor.mc_iters
 
@@ -151,12 +167,13 @@ def statistics(x, grid):
 
 @ingredient.capture
 def open_pool(store, indices, place, mc_iters, batch, mc_chunk, dropout, masks, race, compiled, precision, rotation,
-              noise, flip, model=None, frame=None, layers=None, needs=(), labelled=(), val=None,
-              advance=lambda pixels: None, **more):  # fmt: skip
+              noise, flip, model=None, frame=None, layers=None, needs=(), encoder=None, labelled=(),
+              val=None, advance=lambda pixels: None, **more):  # fmt: skip
     """The Pool of these images of a Store, with its `labelled` ones and those of the Store `val`.
 
     `model` is a function that gives the trained module; without it there are images but no predictions. `frame` gives
-    the module with whatever weights, enough to look through weights from a file. `more` are arguments of Pool.
+    the module with whatever weights, enough to look through weights from a file. `encoder`, where it is given, gives
+    the maps that `features` are of, and needs no training. `more` are arguments of Pool.
     """
     augmentation = {"rotation": rotation, "noise": noise, "flip": flip}
     predictor = model and Predictor(
@@ -172,6 +189,8 @@ def open_pool(store, indices, place, mc_iters, batch, mc_chunk, dropout, masks, 
         precision=precision,
         mc_chunk=mc_chunk,
         needs=needs,
+        first=store.foreground.start,
+        encoder=encoder,
         advance=advance,
     )
 

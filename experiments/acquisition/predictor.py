@@ -32,6 +32,8 @@ class Predictor:
     precision: str = "float32"
     mc_chunk: int = 0
     needs: tuple = ()
+    first: int = 1  # the first class that is foreground
+    encoder: Callable | None = None  # a pretrained network: (B, channels, H, W) in [0, 1] to maps, the deepest last
     advance: Callable = lambda pixels: None
     others: dict = field(default_factory=dict)  # models with other weights, by path
 
@@ -41,9 +43,11 @@ class Predictor:
         k = 1 if source == "deterministic" else passes or self.mc_iters
         self.advance(images[..., 0].numel() * k)
         if source == "tta":
-            return moments(self._augmented(images, ids, k), ids, self.needs), k
-        keys = None if source == "deterministic" else pass_keys(self.place, "score", ids, k)
-        return predict(self.network, images, ids, keys, self.needs, self.balanced), k
+            found = moments(self._augmented(images, ids, k), ids, self.needs)
+        else:
+            keys = None if source == "deterministic" else pass_keys(self.place, "score", ids, k)
+            found = predict(self.network, images, ids, keys, self.needs, self.balanced)
+        return found._replace(first=self.first), k
 
     def views(self, images, ids, source, k):
         """(p (k, B, C, H, W) probabilities, seen (k, B, H, W) bool); "prompts" give as many as the model has views."""

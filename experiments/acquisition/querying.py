@@ -42,6 +42,7 @@ def pool_of(state, indices, cycle, **more):
         cycles=state.config["cycles"],
         annotated=[state.train.split.items[i].mask is not None for i in indices],
         frame=lambda: state.model,
+        encoder=state.encoder,
         scorers=selection.scorers(state.config["noted"]),
         **more,
     )
@@ -62,16 +63,21 @@ def reduction(config):
     return config.get(config["heuristic"], {}).get("reduction", "mean")
 
 
-def table(pool, queries, scores):
-    """CSV bytes, a line for each image of the pool: id, group, place in the query, score and the noted scores."""
+def table(pool, queries, scores, drawn=()):
+    """CSV bytes, a line for each image of the pool: id, group, place in the query, score and the noted scores.
+
+    `drawn` [(id, group)] are those that were asked for at random; behind the pool's, they have no scores.
+    """
     places = {query["id"]: place for place, query in enumerate(queries)}
-    noted = pool.noted()
+    noted, blank = pool.noted(), [""] * len(drawn)
+    ids = [*pool.ids, *(id for id, _ in drawn)]
+    groups = [*pool.groups, *(group for _, group in drawn)]
     rows = {
-        "id": map(harmless, pool.ids),
-        "group": map(harmless, pool.groups),
-        "picked": [places.get(id, "") for id in pool.ids],
-        "score": [""] * len(pool) if scores is None else scores.tolist(),
-        **{name: values.tolist() for name, values in noted.items()},
+        "id": map(harmless, ids),
+        "group": map(harmless, groups),
+        "picked": [places.get(id, "") for id in ids],
+        "score": [""] * len(ids) if scores is None else scores.tolist() + blank,
+        **{name: values.tolist() + blank for name, values in noted.items()},
     }
     text = io.StringIO(newline="")
     writer = csv.writer(text)

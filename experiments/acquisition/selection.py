@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from experiments.acquisition.prediction import winner
+from experiments.acquisition.prediction import in_foreground, winner
 from experiments.acquisition.ranking import ranking
 from experiments.components import defaults, load
 from experiments.errors import Refused, hint
@@ -20,13 +20,14 @@ KNOWN = "mean, sum, max, q1 to q99 (a percentile), foreground, boundary, target"
 def reducer(name):
     """The function that makes a map (B, H, W) and its Prediction one score an image (B,).
 
-    Pixels that are not valid never count. "foreground" and "boundary" are means over the pixels that are predicted so,
+    Pixels that are not valid never count. "foreground" and "boundary" are means over the pixels that are predicted so
+    (without a background all are foreground),
     0 in an image without any, or the least of a map that goes below 0. "target" is the mean over the predicted
     foreground and the pixels beside it, in an image without any over all pixels: Ma et al. 2024,
     https://arxiv.org/abs/2401.16298. Raises Refused for a name that is not KNOWN.
     """
     if name in WHERE:
-        return lambda u, p: mean_where(u, p.valid & WHERE[name](winner(p.mean)), p.valid)
+        return lambda u, p: mean_where(u, p.valid & WHERE[name](p), p.valid)
     if name == "target":
         return lambda u, prediction: REDUCTIONS["mean"](u, target(prediction))
     if re.fullmatch("q[1-9][0-9]?", name):
@@ -41,13 +42,12 @@ REDUCTIONS = {
     "sum": lambda u, valid: u.where(valid, 0).sum((1, 2)),
     "max": lambda u, valid: u.where(valid, -float("inf")).amax((1, 2)),
 }
-WHERE = {"foreground": lambda labels: labels > 0, "boundary": lambda labels: boundary(labels)}
+WHERE = {"foreground": in_foreground, "boundary": lambda prediction: boundary(winner(prediction.mean))}
 
 
 def target(prediction):
     """(B, H, W) bool: the valid pixels in or beside the predicted foreground; all valid ones where there are none."""
-    labels = winner(prediction.mean)
-    inside = prediction.valid & ((labels > 0) | boundary(labels))
+    inside = prediction.valid & (in_foreground(prediction) | boundary(winner(prediction.mean)))
     return inside | (prediction.valid & ~inside.flatten(1).any(1)[:, None, None])
 
 
@@ -99,7 +99,8 @@ def scorers(names):
     found = {}
     for name in names:
         module = load("heuristic", name)
-        if not hasattr(module, "uncertainty") or getattr(module, "NEEDS", ()) or source(module):
+        asks = set(getattr(module, "NEEDS", ())) - {"background"}  # which experiments/acquisition/needs.py looks after
+        if not hasattr(module, "uncertainty") or asks or source(module):
             raise Refused(f"noted={name} is no map of the standard moments: its scores cannot be kept beside others'.")
         takes = signature(module.uncertainty).parameters
         settings = {key: value for key, value in defaults(module.ingredient).items() if key in takes}

@@ -33,7 +33,8 @@ def draw_query(state, cycle, queries, trained):
     """
     number = {id: index for index, id in enumerate(state.train.ids)}
     indices = [number[query["id"]] for query in queries[:SHOWN]]
-    asked = Asked(cycle, indices, titles(state, cycle, queries[:SHOWN], indices), heading(state, cycle, queries))
+    seen = len(querying.candidates(state, cycle)) - sum("audit" in query for query in queries)
+    asked = Asked(cycle, indices, titles(state, queries[:SHOWN], indices, seen), heading(state, cycle, queries))
     query, answer = path_of(state, cycle), path_of(state, cycle, "_answer")
     if not (query.exists() and answer.exists()):
         if trained():
@@ -54,7 +55,7 @@ def draw_answer(state, asked):
         if asked.predicted is not None:
             found = zip(asked.titles, asked.predicted, true, strict=True)
             asked.titles = [
-                f"{title}\nDice of the prediction {dice(*masks, state.classes):.3f}" for title, *masks in found
+                f"{title}\nDice of the prediction {dice(*masks, state.train):.3f}" for title, *masks in found
             ]
         write(path, drawn(state, asked, [mask.numpy() for mask in true]))
     state.run.add_artifact(str(path), f"answer_{asked.cycle:03d}.png")
@@ -78,9 +79,10 @@ def look(state, cycle, indices):
     return masks, maps
 
 
-def dice(predicted, true, classes):
+def dice(predicted, true, store):
     """Mean Dice over the foreground classes of one mask (H, W), as of a test image."""
-    return metrics.dice(metrics.counts(predicted[None], true[None], classes))[:, 1:].mean().item()
+    counts = metrics.counts(predicted[None], true[None], len(store.classes))
+    return metrics.over_images(metrics.dice(counts), store.foreground).item()
 
 
 def heading(state, cycle, queries):
@@ -90,15 +92,16 @@ def heading(state, cycle, queries):
     return f"{config['heuristic']}{batch}, run {config['run']}, cycle {cycle}: {first}{len(queries)} images asked for"
 
 
-def titles(state, cycle, queries, indices):
-    """Each query's place, id, score with its name and unit, rank in the pool and group."""
-    pool = len(querying.candidates(state, cycle))
+def titles(state, queries, indices, pool):
+    """Each query's place, id, score with its name and unit, rank among the `pool` scored images and group."""
     found = []
     for place, (query, index) in enumerate(zip(queries, indices, strict=True), 1):
         lines, group = [f"{place}. {shortened(query['id'])}"], shortened(state.train.groups[index])
         if query["score"] is not None:
             lines.append(f"{measure(state, score=query['score'])}")
             group = f"rank {query['rank'] + 1} of {pool}" + (f", {group}" if group else "")
+        if query.get("audit"):
+            lines.append("at random, for the audit")
         found.append("\n".join(filter(None, [*lines, group])))
     return found
 

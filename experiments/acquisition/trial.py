@@ -30,6 +30,8 @@ def check(config, parts, splits):
     height, width = (splits.crop, splits.crop) if splits.crop else image.shape[:2]
     with memory_explained(lambda: "training"):
         stochastic = try_model(parts["model"], config["model"], splits, image, (height, width))
+        if "encoder" in parts:
+            try_encoder(parts["encoder"], config["encoder"], splits)
     with memory_explained(lambda: "scoring the pool"):
         for part in dict.fromkeys(parts.values()):
             if hasattr(part, "uncertainty"):
@@ -112,6 +114,14 @@ def try_model(file, name, splits, image, window):
     if alone:
         say(f"model={name} draws by functions of its own while it trains: stochastic passes leave that out.")
     return bool(sites(model))
+
+
+def try_encoder(file, name, splits):
+    """Let the encoder of a model's file look at a blank image. torch's generator stays as it was."""
+    from experiments.network.remembered import remember  # defines a module, so it needs torch at once
+
+    with torch.random.fork_rng(devices=[]), explained("model", name):
+        remember(file, splits.channels, len(splits.classes), memory=0, deepest=True)
 
 
 def known_layers(file, model):

@@ -10,7 +10,8 @@ taken are kept in results/<label>_<run>/masks/ under their hash, and the ledger 
 
 from functools import partial
 
-from experiments.annotate import answers, request
+from experiments.annotate import answers
+from experiments.annotate.request import write_request
 from experiments.errors import AwaitingLabels
 
 
@@ -34,12 +35,17 @@ def settle(state, queries, chosen, cycle, trained):
         train.drawn[index] = partial(answers.read, folder, digest, train.sizes[index])
         if index not in chosen and train.mask_digests.get(index) not in (None, answers.digest_of(train.drawn[index]())):
             again.append(index)
-    missing = [index for index in chosen if train.split.items[index].mask is None and index not in train.drawn]
-    if missing:
-        place = request.write_request(state, queries, chosen, cycle, trained)
-        ask = f"{len(missing)} of {len(chosen)} masks are awaited"
+    awaited = missing(train, chosen)
+    if awaited:
+        place = write_request(state, queries, chosen, cycle, trained)
+        ask = f"{len(awaited)} of {len(chosen)} masks are awaited"
         raise AwaitingLabels(
             f"{ask}: {place / 'index.html'} shows of what and why. Put them into {place / 'labels'} under the images' "
             "names, and type the same command again."
         )
     return again
+
+
+def missing(train, chosen):
+    """Those of the `chosen` positions in a Store that have no mask, of the dataset's or of people's."""
+    return [index for index in chosen if train.split.items[index].mask is None and index not in train.drawn]

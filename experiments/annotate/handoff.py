@@ -90,6 +90,7 @@ class Request:
         """Why an image was asked for, for people."""
         said = [] if image.get("rank") is None else [f"rank {image['rank'] + 1} by {self.asked['heuristic']}"]
         said += [] if image.get("score") is None else [f"score {image['score']:.4g}"]
+        said += ["at random, for the audit"] if image.get("audit") else []
         said += [f"{key} {image[key]}" for key in ("group", "nearest") if image.get(key)]
         return ", ".join(said) or f"asked for by {self.asked['heuristic']}"
 

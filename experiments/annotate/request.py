@@ -1,7 +1,8 @@
 """The folder of a query for people: images, first masks, uncertainty, what is asked and why, and a page to look at.
 
 images/<name>       the files as they are; pages and tiles as PNG
-prediction/<name>   the mask that the model would give, to begin from: a PNG whose values are the classes
+prediction/<name>   the mask that the model would give, to begin from: a PNG whose values are the classes; none of an
+                    image of the audit, for a mask that began from the prediction would agree with it
 uncertainty/<name>  what the strategy saw, black to white from its 0.5th to its 99.5th percentile
 manifest.json       for programs: names, hashes, sizes, classes, scores, ranks
 index.html          for people
@@ -14,6 +15,7 @@ import shutil
 from hashlib import sha256
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -40,7 +42,8 @@ def write_request(state, queries, chosen, cycle, trained):
         masks, maps = showing.look(state, cycle - 1, chosen)
     images = []
     for query, index, mask, map in zip(queries, chosen, masks, maps, strict=True):
-        images.append(write_image(state, place, query, index, mask, map))
+        shown = (None, None) if query.get("audit") else (mask, map)
+        images.append(write_image(state, place, query, index, *shown))
     asked = {
         "run": state.ledger.folder.name,
         "cycle": cycle,
@@ -69,6 +72,8 @@ def write_image(state, place, query, index, mask, map):
         "source": item.source, "sha256": sha256(image.read_bytes()).hexdigest(), "height": height, "width": width,
         "score": query["score"], "rank": query["rank"],
     }  # fmt: skip
+    if query.get("audit"):
+        entry["audit"] = True
     if mask is not None:
         large = Image.fromarray(mask.numpy()).resize((width, height), Image.Resampling.NEAREST)
         write(place / "prediction" / f"{name}.png", pictures.mask_png(np.array(large)))
@@ -132,9 +137,10 @@ the image's name, and type the run's command again. What nobody looked at is 255
 
 def figure(place, image, heuristic):
     why = "" if image["score"] is None else f", rank {image['rank'] + 1} by {heuristic}: {image['score']:.4g}"
+    why = ", at random, for the audit" if image.get("audit") else why
     group = f", {image['group']}" if image["group"] else ""
     parts = "".join(
-        f'<figure><img src="{escape(image[part])}" alt=""><figcaption>{part}</figcaption></figure>'
+        f'<figure><img src="{escape(quote(image[part]))}" alt=""><figcaption>{part}</figcaption></figure>'
         for part in ("image", "prediction", "uncertainty")
         if part in image
     )

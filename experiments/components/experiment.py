@@ -48,16 +48,18 @@ class SelectiveExperiment(Experiment):
     """An experiment in which only the named components take part; `components` maps each entry, and
     each setting of a component that names another, to its module.
 
-    `fractions` names the int settings that may also be a share (0, 1] of something. `check(config, components,
-    command)` may refuse before anything is written. `observe(config, url, command)` gives a run's observers, `url`
-    being `mongo_url` with the password that goes no further than there. `begun(config, command)` are
-    the settings in the ledger of a run that goes on, {} for a new one.
+    `fractions` names the int settings that may also be a share (0, 1] of something, `optional` {setting: entry} those
+    that may name one more component, "" for none. `check(config, components, command)` may refuse before anything is
+    written. `observe(config, url, command)` gives a run's observers, `url` being `mongo_url` with the password that
+    goes no further than there. `begun(config, command)` are the settings in the ledger of a run that goes on, {} for a
+    new one.
     """
 
     def __init__(
         self,
         *args,
         fractions=(),
+        optional=None,
         check=lambda config, components, command: None,
         observe=lambda config, url, command: [],
         begun=lambda config, command: {},
@@ -66,6 +68,7 @@ class SelectiveExperiment(Experiment):
         super().__init__(*args, base_dir=str(ROOT), **kwargs)
         self.mainfile = Source.create(str(ROOT / "active.py"))  # Sacred looks at who calls the line above
         self.always, self.fractions = list(self.ingredients), set(fractions)
+        self.optional = optional or {}
         self.check, self.observe, self.begun = check, observe, begun
         self.components = {}
         self.logger, self.captured_out_filter = _quiet_logger(), apply_backspaces_and_linefeeds
@@ -289,8 +292,10 @@ class SelectiveExperiment(Experiment):
     def _named(self, chosen, asked):
         """{entry, or the setting that names it: (entry, name)}: a component's NAMES are settings that name another."""
         taking_part = {entry: (entry, chosen[entry]) for entry in FOLDERS}
-        named = [part for entry, part in taking_part.items() if entry not in ("dataset", "model")]
-        waiting = named + [part for part in (taking_part["model"],) if "NAMES" in written(*part)]
+        taking_part |= {key: (entry, chosen[key]) for key, entry in self.optional.items() if chosen[key]}
+        models = [part for part in taking_part.values() if part[0] == "model"]
+        named = [part for part in taking_part.values() if part[0] not in ("dataset", "model")]
+        waiting = named + [part for part in models if "NAMES" in written(*part)]
         for entry, name in waiting:
             module = load(entry, name)
             given = asked.get(name, {})

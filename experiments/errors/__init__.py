@@ -28,6 +28,13 @@ class AwaitingLabels(Refused, SacredInterrupt):
     code = 0
 
 
+class Paused(Refused, SacredInterrupt):
+    """The one step that was asked for is done, the run is not finished: the message says what is next, exit code 0."""
+
+    STATUS = "INTERRUPTED"
+    code = 0
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as a cluster or container sends it: INTERRUPTED, exit code 143, the same command continues.
 

@@ -120,6 +120,22 @@ def evaluate(model, store, place, classes, passes, dropout, batch, distances, sp
     return scalars, arrays, calibration
 
 
+@ingredient.capture
+def dice(model, store, indices, place, classes, passes, dropout, batch, original_size):
+    """(len(indices), classes) float64: Dice of these labelled images of a Store, as `evaluate` has a test image's."""
+    from experiments.network.inference import Network  # needs torch at once
+
+    network, found = Network(model), {}
+    for members, images in store.batches(indices, batch):
+        ids = [store.ids[i] for i in members]
+        keys = pass_keys(place, "test", ids, passes) if dropout else None
+        mean = predict(network, images, ids, keys, means_alone=True).mean
+        for some, p, masks in beside_truth(store, members, mean, original_size):
+            values = metrics.dice(metrics.counts(winner(p), masks, classes)).cpu()
+            found.update(zip(some, values, strict=True))
+    return torch.stack([found[index] for index in indices])
+
+
 def beside_truth(store, members, mean, original_size):
     """Yield (positions, probabilities (B, C, H, W), masks (B, H, W)) of a batch, one by one at the files' own sizes."""
     if not original_size:

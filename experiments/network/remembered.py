@@ -183,6 +183,20 @@ def in_use(net, maps):
     return used | {name: b for name, b in net.named_buffers() if name.rpartition(".")[0] in places}
 
 
+def remember(file, channels, classes, memory, deepest=False):
+    """A Remembered of the encoder in the network of a model's file, of all its maps or of the `deepest` alone.
+
+    Its `pretrained` are the files that weights came from, {name: sha256}.
+    """
+    net = file.build(channels=channels, classes=classes)
+    paths = file.LAYERS["encoder"]
+    paths = [paths] if isinstance(paths, str) else paths
+    mean, std = getattr(net, "mean", file.MEAN), getattr(net, "std", file.STD)
+    made = Remembered(net, paths[-1:] if deepest else paths, channels, mean, std, getattr(net, "multiple", 1), memory)
+    made.pretrained = getattr(net, "pretrained", {})
+    return made
+
+
 def keep_in(folder, model, device):
     """Let what is remembered in a model on `device` be kept in a folder, too, which other runs may use; "": let it not.
 

@@ -24,8 +24,10 @@ MUST = {  # what an event has, and of which type
     "queried": {"queries": list},
     "resumed": {"made": dict},
     "answered": {"masks": dict},
+    "joined": {"images": list, "fingerprint": str},
+    "audited": {"images": int, "ids": list, "metrics": dict, "per_image": dict},
 }
-ASIDE = ("resumed", "answered")  # may stand after any other event
+ASIDE = ("resumed", "answered", "joined", "audited")  # may stand after any other event
 MAY = {
     "headline": str,
     "masks": dict,
@@ -149,6 +151,12 @@ def check_shape(event):
             raise ValueError("the score of a query is no number")
     if kind == "answered" and not all(map(is_answer, event["masks"].values())):
         raise ValueError("a mask that was answered has no sha256")
+    if kind == "joined" and not all(isinstance(each, dict) and is_answer([each]) for each in event["images"]):
+        raise ValueError("an image that joined has no sha256")
+    if kind == "joined" and not all(isinstance(each.get("id"), str) for each in event["images"]):
+        raise ValueError("an image that joined has no id")
+    if kind == "start" and "images" in event and not is_named(event["images"]):
+        raise ValueError("its images are no lists of ids")
     metrics, tables = event.get("metrics", {}), event.get("per_image", {})
     if any(type(value) not in (int, float, type(None)) for value in metrics.values()):
         raise ValueError("its metrics are no numbers")
@@ -167,6 +175,12 @@ def is_answer(versions):
         return False
     hashes = [version.get("sha256") for version in versions]
     return bool(hashes) and all(isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) for text in hashes)
+
+
+def is_named(images):
+    """Whether these are the ids of the images that train, validate and test."""
+    parts = [images.get(part) if isinstance(images, dict) else None for part in ("train", "val", "test")]
+    return all(isinstance(ids, list) and all(isinstance(id, str) for id in ids) for ids in parts)
 
 
 def check_order(event, done):

@@ -7,7 +7,7 @@ from experiments.records.chain import damaged
 
 # settings that a ledger does not record, for they say where things lie and run, and how long a run shall be
 FREE = {"results_dir", "runs_dir", "mongo_url", "tensorboard_dir", "tags", "device", "cycles", "checkpoint", "noted"}
-FREE |= {"resume", "cache_dir", "shared_dir"}
+FREE |= {"resume", "cache_dir", "shared_dir", "stop_at"}
 # recorded, but not in the way of going on: what is computed at once changes the last digits of a score at most, and
 # `threads` counts as what it makes of the machine at hand. trainer.compiled is not among them: training with it is
 # training with other last digits, which is another run after some epochs
@@ -104,8 +104,8 @@ def refuse_other_making(folder, events, made, anyway=False):
 
 
 def refuse_other_origin(folder, began, now):
-    """Raise Refused if frozen or pretrained weights are not those of the ledger's first line, {"pretrained": ...}."""
-    was, now = ({k: v for k, v in e.items() if k in ("frozen", "pretrained")} for e in (began, now))
+    """Raise Refused if frozen, pretrained or an encoder's weights are not those of the ledger's first line."""
+    was, now = ({k: v for k, v in e.items() if k in ("frozen", "pretrained", "encoder")} for e in (began, now))
     was, now = dict(flat(was)), dict(flat(now))
     changed = [
         f"{k} {_short(was.get(k))} -> {_short(now.get(k))}" for k in sorted(was | now) if was.get(k) != now.get(k)

@@ -1,10 +1,11 @@
 """The ledger of a run: an append-only, fsynced JSON-lines file from which everything else is made.
 
 One folder a run, `<results_dir>/<label>_<run>/`. A line is an event: `start` (settings, data, initial queries),
-then per cycle `evaluated` (metrics, weights) and `queried` (what to label next), and `resumed` where other versions or
-another device went on. There is no clock, host or path in it, so two runs compare byte for byte; seconds go to
-timing.jsonl. Each line ends in a hash of all before it (chain.py). Running the same command again replays the events
-and goes on after the last one.
+then per cycle `evaluated` (metrics, weights) and `queried` (what to label next), and between them `resumed` where other
+versions or another device went on, `answered` where people drew masks, `joined` where images came, `audited` where the
+model was measured on images drawn at random. There is no clock, host or path in it, so two runs compare byte for byte;
+seconds go to timing.jsonl. Each line ends in a hash of all before it (chain.py). Running the same command again replays
+the events and goes on after the last one.
 """
 
 import fcntl
@@ -61,7 +62,8 @@ class Ledger:
             if self.events:
                 anyway = self.settings.get("resume") == "anyway"
                 line = refuse_other_settings(self.folder, self.events[0]["settings"], self.settings, self.usual, anyway)
-                refuse_other_images(self.folder, self.events[0]["data"], self.header["data"])
+                was = fingerprints(self.events)
+                refuse_other_images(self.folder, was, self.header["data"])
                 if self.ids is not None:
                     refuse_other_ids(self.path, self.events, self.ids)
                 if line:
@@ -181,8 +183,14 @@ def check(folder, settings, usual, made_with):
     events, anyway = read(folder), settings["resume"] == "anyway"
     if events:
         refuse_other_settings(folder, events[0]["settings"], settings, usual, anyway)
-        if not is_finished(events, settings["cycles"]):
+        if not is_finished(events, settings["cycles"], settings.get("stop_at", 0)):
             refuse_other_making(folder, events, made_with(), anyway)
+
+
+def fingerprints(events):
+    """Those of the train, val and test images of a run, with what joined since it began."""
+    later = [event["fingerprint"] for event in events if event["event"] == "joined"]
+    return [*later[-1:], *events[0]["data"][len(later[-1:]) :]]
 
 
 def read(folder):
@@ -201,12 +209,25 @@ def cut_torn_line(path):
             os.truncate(path, data.rfind(b"\n") + 1)
 
 
-def finished(folder, cycles):
-    """Whether the run in `folder` has nothing left to do for this many cycles."""
-    return is_finished(read(folder), cycles)
+def finished(folder, cycles, stop_at=0.0):
+    """Whether the run in `folder` has nothing left to do for this many cycles, or this validation headline."""
+    return is_finished(read(folder), cycles, stop_at)
 
 
-def is_finished(events, cycles):
-    """Whether the run of these events has nothing left to do for this many cycles."""
+def is_finished(events, cycles, stop_at=0.0):
+    """Whether the run of these events has nothing left to do for this many cycles, or this validation headline."""
     done = [e for e in events if e["event"] == "evaluated"]
-    return bool(done) and (len(done) > cycles or done[-1]["pool"] == 0)
+    joined = any(e["event"] == "joined" for e in events[events.index(done[-1]) :]) if done else False
+    return bool(done) and (len(done) > cycles or (done[-1]["pool"] == 0 and not joined) or reached(events, stop_at))
+
+
+def validation_headline(events):
+    """The metric of the validation images that corresponds to the one of the test images which judges the run."""
+    return events[0].get("headline", "test.dice").replace("test.", "val.", 1)
+
+
+def reached(events, stop_at, cycle=None):
+    """Whether validation images had at least `stop_at`, 0 for never, in a cycle, by default in the last tested one."""
+    done = [e for e in events if e["event"] == "evaluated" and cycle in (None, e["cycle"])]
+    value = done[-1]["metrics"].get(validation_headline(events)) if stop_at and done else None
+    return value is not None and value >= stop_at

@@ -25,7 +25,7 @@ def observers(config, url, command):
     config = config | shown
     folder = Path(config["results_dir"]) / f"{config['label']}_{config['run']}"
     database = [MongoSync(url, folder)] if url else []
-    if finished(folder, config["cycles"]) and completed(folder):
+    if finished(folder, config["cycles"], config["stop_at"]) and completed(folder):
         return [LaterNotes(folder), *database]
     files = [RunFiles(config["runs_dir"], shown)] if config["runs_dir"] else []
     if config["tensorboard_dir"]:

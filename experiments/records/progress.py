@@ -87,7 +87,9 @@ def plan(config, crop, train, val, test, events=()):
     fixed = (len(test.pixels) * (evaluation["passes"] + 1) if test else 0) + (len(val.pixels) * checks if val else 0)
     labelled = [min(images, config["start"] + cycle * config["query"]) for cycle in range(config["cycles"] + 1)]
     done = {(event["event"], event["cycle"]) for event in events}
-    trained = sum(3 * crops * n + fixed for cycle, n in enumerate(labelled) if ("evaluated", cycle) not in done)
+    newest = [n - before for before, n in zip([0, *labelled], labelled, strict=False)]
+    taught = labelled if trainer.get("replay", True) else newest
+    trained = sum(3 * crops * n + fixed for cycle, n in enumerate(taught) if ("evaluated", cycle) not in done)
     asked = [n for cycle, n in enumerate(labelled[:-1]) if ("queried", cycle) not in done]
     scored = sum(min(images - n, config["pool_size"] or images) for n in asked) * area * config["mc_iters"]
     return trained + scored

@@ -51,6 +51,11 @@ def hash_sources(components, start=("active.py",)):
         if path not in found:
             found[path] = path.read_bytes()
             waiting += imported(found[path])
+    return hash_files(found)
+
+
+def hash_files(found):
+    """sha256 over the names and bytes of files {path: bytes}."""
     digest = sha256()
     for path in sorted(found):
         name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name

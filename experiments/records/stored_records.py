@@ -88,8 +88,11 @@ def mark_killed(folder):
 
 
 def measured(path):
-    """The evaluations in the ledger that a record lies beside."""
-    return [event for event in read(path.parents[1]) if event["event"] == "evaluated"]
+    """The evaluations in the ledger that a record lies beside, with what an audit found of the same weights later."""
+    events = read(path.parents[1])
+    audits = {event["cycle"]: event["metrics"] for event in events if event["event"] == "audited"}
+    found = [event for event in events if event["event"] == "evaluated"]
+    return [event | {"metrics": event["metrics"] | audits.get(event["cycle"], {})} for event in found]
 
 
 def completed(folder):

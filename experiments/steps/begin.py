@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.acquisition import needs, trial
 from experiments.components import PRESETS, written
-from experiments.components.randomness import generator
+from experiments.components.randomness import generator, key
 from experiments.errors import Refused
 from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
@@ -20,10 +20,12 @@ from experiments.records import ledger
 from experiments.records.chain import ASIDE
 from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks, refuse_other_origin
 from experiments.records.ledger import CEILING, Ledger, is_finished
+from experiments.records.ledger import read as read_ledger
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
-from experiments.store import Splits, Store, cache, refuse_ignored_foreground, remarks
-from experiments.training import trainer, weights
+from experiments.steps import audit, joined
+from experiments.store import RAM, Splits, Store, cache, refuse_ignored_foreground, remarks
+from experiments.training import recompute, trainer, weights
 
 
 @dataclass
@@ -47,6 +49,7 @@ class State:
     progress: Progress
     trained_cycle: int | None = None  # the cycle whose trained weights are in the model
     learner: Any = None  # what a learned strategy trained beside them
+    encoder: Any = None  # a pretrained network that remembers, whose features strategies compare
     asked: Any = None  # the last query as its pictures show it, until its masks are there
 
     def at(self, cycle):
@@ -65,10 +68,15 @@ def check(config, components, usual):
     evaluation.check_test(splits.test, config["dataset"])
     needs.check(config, components, splits)
     trial.check(config, components, splits)
+    recompute.check(config, components["model"], splits)
+    if config["stop_at"] and not splits.val:
+        why = f"{config['dataset']} has none, and test images decide nothing"
+        raise Refused(f"stop_at={config['stop_at']} asks validation images ({why}): leave it out.")
     size, start = len(splits.train), config["start"]
     if isinstance(start, int) and start > size:
         raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
     config = resolve_counts(config, components, splits.train)
+    audit.check(config, splits.train)
     if 0 < config["pool_size"] < config["query"]:
         looked, asked = config["pool_size"], config["query"]
         raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
@@ -79,14 +87,18 @@ def find_images(config, components):
     """The Splits of this run's dataset, described; nothing is decoded. Raises Refused when files are missing."""
     splits = components["dataset"].load(rng=generator(config["seed"], config["dataset"], "split"))
     splits = splits.described(components["dataset"])
+    splits = joined.dealt_as_before(splits, folder_of(config), read_ledger(folder_of(config)), config["cycles"])
     return splits._replace(crop=0) if weights.whole(components["model"]) else splits
 
 
 def resolve_counts(config, components, train):
     """The settings with shares of the training images as numbers of images."""
-    size, start = len(train), 0 if getattr(components["initial"], "EMPTY", False) else config["start"]
+    events = read_ledger(folder_of(config))
+    items = train.items[: len(events[0].get("images", {}).get("train", train.items))] if events else train.items
+    size, start = len(items), 0 if getattr(components["initial"], "EMPTY", False) else config["start"]
     if getattr(components["initial"], "ANNOTATED", False):
-        start = sum(item.mask is not None for item in train.items)
+        grown = events and "images" in events[0]  # masks may have come since, too
+        start = len(events[0]["queries"]) if grown else sum(item.mask is not None for item in items)
     return {**config, "start": count(start, size), **{k: count(config[k], size) for k in ("query", "pool_size")}}
 
 
@@ -96,7 +108,7 @@ def folder_of(config):
 
 def begun(config, command):
     """The settings in the ledger of the run that this command goes on with, {} if it begins one."""
-    events = ledger.read(folder_of({**config, **CEILING} if command == "full" else config))
+    events = read_ledger(folder_of({**config, **CEILING} if command == "full" else config))
     return events[0]["settings"] if events else {}
 
 
@@ -108,9 +120,10 @@ def device_of(config):
 @contextmanager
 def prepare(config, run, components, usual):
     """Read the images, open the ledger, build the model: a State for the other steps."""
+    import torch
     from baal.active import ActiveLearningDataset  # takes seconds to import
 
-    from experiments.network.remembered import keep_in  # defines a module, so it needs torch at once
+    from experiments.network.remembered import keep_in, remember  # defines a module, so it needs torch at once
 
     model_file = components["model"]
     device = device_of(config)
@@ -130,40 +143,49 @@ def prepare(config, run, components, usual):
     trainer.check_validation(val)
     size, classes = len(train), len(splits.classes)
     config, folder = resolve_counts(config, components, splits.train), folder_of(config)
+    new = joined.coming(read_ledger(folder), train)
     print_summary(config, run, components, splits, test, classes, made)
     for line in remarks.remarks(dict(zip(splits._fields, stores, strict=False)), splits.classes):
         say(line)
     fingerprints = [store and store.fingerprint for store in stores]
+    if new:
+        fingerprints[0] = train.hash_images(range(new.start))
+    names = joined.named(splits)
     masks = {name: store and digest_masks(store, range(len(store))) for name, store in (("val", val), ("test", test))}
     with (
-        Ledger(folder, config, fingerprints, usual, train.ids, masks=masks, made=made) as ledger,
+        Ledger(folder, config, fingerprints, usual, train.ids, masks=masks, made=made, **names) as ledger,
         Progress(plan(config, splits.crop, *stores, ledger.events)) as bar,
         memory_explained(lambda: bar.stage or "building the model, training"),
     ):
         if ledger.events:
-            go_on(ledger, config, made, masks, {"val": val, "test": test})
+            go_on(ledger, config, made, masks, {"val": val, "test": test}, new)
+            joined.join(ledger, train)
+        encoder = None
+        if config["encoder"]:
+            torch.manual_seed(key(*place, "encoder") % 2**63)  # for what it has beside pretrained weights
+            encoder = remember(components["encoder"], splits.channels, classes, RAM // 4, deepest=True).to(device)
+            keep_in(config["cache_dir"], encoder, device)
         model, first = build(model_file, splits.channels, classes, place, device, config["members"])
         keep_in(config["cache_dir"], model, device)
-        origin = checkpoint.origin(model)
+        origin = checkpoint.origin(model) | ({"encoder": encoder.pretrained} if encoder else {})
         if ledger.events:
             refuse_other_origin(ledger.folder, ledger.events[0], origin)
         active = ActiveLearningDataset(range(size))
         gc.freeze()  # what was imported is no garbage: looking for some takes a tenth of the time
         try:
-            yield State(
-                config, run, components, place, splits, *stores, active, classes, model, first, origin, ledger, bar
-            )
+            parts = config, run, components, place, splits, *stores, active, classes, model, first, origin, ledger, bar
+            yield State(*parts, encoder=encoder)
         finally:
             gc.unfreeze()
 
 
-def go_on(ledger, config, made, masks, stores):
+def go_on(ledger, config, made, masks, stores, new):
     """Refuse other masks or another making than those of the run so far, and record the latter where it is allowed."""
     began = next((e["masks"] for e in ledger.events if e["event"] in ("start", "resumed") and "masks" in e), None)
     for name, store in stores.items():
         if store:
             refuse_other_masks(ledger.folder, store, range(len(store)), began and began[name])
-    if not is_finished(ledger.events, config["cycles"]):
+    if new or not is_finished(ledger.events, config["cycles"], config["stop_at"]):
         line = refuse_other_making(ledger.folder, ledger.events, made, config["resume"] == "anyway")
         if line:
             say(line)
@@ -190,6 +212,8 @@ def print_summary(config, run, components, splits, test, classes, made):
         say(f"{config['model']} keeps features of whole images: no crops, and {left}.")
     if getattr(components["heuristic"], "JOINT", False):
         say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
+    if config["encoder"]:
+        say(f"encoder={config['encoder']}: strategies compare features of its deepest map, whatever layer they name.")
     if test:
         constant = evaluation.constant_answer(test, classes, measure=splits.headline)
         run.info["constant_dice"] = constant

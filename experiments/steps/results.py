@@ -4,6 +4,8 @@ import io
 
 from experiments.evaluation import metrics
 from experiments.records.files import write
+from experiments.records.ledger import reached
+from experiments.steps import advice
 from experiments.store import remarks
 
 
@@ -26,7 +28,36 @@ def publish(state, cycle, event):
         state.run.info |= {"headline": headline, "best": round(max(curve), 3), "last": round(score, 3)}
     done = f"cycle {cycle}/{state.config['cycles']}: {event['images']} images labelled, {result}"
     state.progress.line(done + state.progress.estimate())
+    if state.val and state.active.n_unlabelled and state.config["cycles"]:
+        advise(state, cycle)
     return score
+
+
+def publish_audit(state, event):
+    """Log what an audit measured at the step of the weights that it measured, and print its line."""
+    cycle, found = event["cycle"], event["metrics"]
+    for name, value in found.items():
+        state.run.log_scalar(name, value, event["images"])
+    limits = f" (95 % t interval {found['audit.low']:.3f} to {found['audit.high']:.3f})" if "audit.low" in found else ""
+    images = f"{len(event['ids'])} image{'s' * (len(event['ids']) != 1)} drawn at random from its pool"
+    line = f"cycle {cycle}/{state.config['cycles']}: audit Dice {found['audit.dice']:.3f}{limits} on {images}"
+    state.progress.line(line)
+
+
+def advise(state, cycle):
+    """Say what the next query can be expected to bring, also in Sacred's info."""
+    query, word = state.config["query"], metrics.HEADLINES[state.ledger.headline.removeprefix("test.")]
+    found = advice.after(state.ledger.events, cycle, query)
+    state.run.info["advice"] = {name: round(value, 5) for name, value in found.items()}
+    state.progress.line(advice.line(found, word, query))
+
+
+def enough(state, cycle):
+    """Whether validation images say, in a line too, that the run shall end here."""
+    found = reached(state.ledger.events, state.config["stop_at"], cycle)
+    if found:
+        state.progress.line(f"Validation reached stop_at={state.config['stop_at']:g}: the run ends here.")
+    return found
 
 
 def conclude(state):

@@ -116,7 +116,8 @@ class Splits(NamedTuple):
     `train` is the pool whose masks are asked for, `val` chooses the best weights of a cycle, `test` measures. Without
     val the last weights stay, without test metrics are missing: both may be None. `crop` is the side of the training
     window in pixels, 0 trains on whole images. `classes`, `channels` and `headline` stand for the constants of a file
-    in which they depend on settings; `name` is what all randomness but that of `load` is derived from.
+    in which they depend on settings; `name` is what all randomness but that of `load` is derived from. Where it
+    `grows`, images that come between two starts join the pool; all three parts are then read alike.
     """
 
     train: Split
@@ -127,6 +128,7 @@ class Splits(NamedTuple):
     channels: int = 0
     headline: str = ""
     name: str = ""
+    grows: bool = False
 
     def described(self, dataset):
         """These Splits with what they leave open taken from the constants of their dataset file."""
@@ -166,6 +168,15 @@ class Store:
 
     def __len__(self):
         return len(self.ids)
+
+    def hash_images(self, indices):
+        """The sha256 of these images' sizes and pixels, which is the fingerprint where they are all."""
+        digest = sha256()
+        for index in indices:
+            image = self.image(index).cpu().numpy()
+            digest.update(repr(image.shape).encode())
+            digest.update(np.ascontiguousarray(image))
+        return digest.hexdigest()
 
     def image(self, index):
         """(H, W, channels) uint8 view."""

@@ -196,7 +196,7 @@ def decode(path, format, mode, resize=1.0):
     with told(path, format), Image.open(regular(path, MAX_IMAGE), formats=[format]) as image:
         refuse_large(path, *image.size)
         if mode == "RGB":
-            image = image.convert("RGB")
+            image = image if image.mode == "RGB" else image.convert("RGB")  # it would copy
         elif image.mode not in ("L", "P"):
             raise BadData(f"{path} is a {image.mode} image, a mask needs 8 bits a pixel: replace it.")
         return np.array(resized(image, resize, mode == "RGB"))

@@ -105,6 +105,8 @@ def main(words):
         used = f"{duration(monotonic() - began)}, {duration(progress.cpu)} of CPU"
         say(f"{ended} of {len(progress.cells)} runs done, {used}.")
     if given.only < 0:
+        if all(cell.folder in progress.done for cell in progress.cells):
+            plan.remove_shared(place)
         finish(progress.cells, study, results, given.report, changed, lifeline)
     for cell, reason, log in progress.failed.values():
         print(f"{cell.name} failed: {reason} - {log}", file=sys.stderr, flush=True)

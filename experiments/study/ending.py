@@ -86,7 +86,9 @@ def differing(cells):
 
 def write_report(folder, path, study):
     """Write the page of the whole results folder; returns its path."""
-    page, _ = report.report(Path(folder), study.get("baseline", ""), study.get("margin", 0.0))
+    page, _ = report.report(
+        Path(folder), study.get("baseline", ""), study.get("margin", 0.0), minutes=study.get("minutes", 0.0)
+    )
     report.save(Path(path), page.encode(errors="replace"))
     return str(path)
 

@@ -31,6 +31,7 @@ class Cell:
     label: str
     run: int
     cycles: int
+    stop_at: float = 0.0
     settings: dict | None = None  # all of them, as the run has them; left out where nobody asks
     usual: dict | None = None  # the same where nothing is asked for, by which an older ledger is read
 
@@ -120,7 +121,8 @@ def declared(path):
     """(default, whether its values are words of a list) of a setting; of an unknown one (None, False)."""
     section, _, key = path.rpartition(".")
     if not section:
-        return defaults(active.ex).get(path), path in FOLDERS or isinstance(allowed(active.ex).get(path), tuple)
+        named = path in FOLDERS or path in active.ex.optional
+        return defaults(active.ex).get(path), named or isinstance(allowed(active.ex).get(path), tuple)
     own = next((part for part in active.ex.always if part.path == section), None)
     module = next((load(entry, section) for entry in FOLDERS if own is None and section in names(entry)), None)
     if own is None and module is None:
@@ -186,7 +188,7 @@ def of_runs(presets, own, folder, runs, more):
         settings.check("run", run, 0, active.ALLOWED["run"])
         now = config | {"run": run} | ({} if "seed" in own else {"seed": run})
         line = (*words, f"run={run}", word("results_dir", str(folder)), *more)
-        yield Cell(line, folder, config["label"], run, config["cycles"], now, usual)
+        yield Cell(line, folder, config["label"], run, config["cycles"], config["stop_at"], now, usual)
 
 
 def combinations(study):

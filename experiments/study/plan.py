@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from shutil import rmtree
 
 from experiments.errors import Refused
 from experiments.errors.process import unusable
@@ -27,7 +28,7 @@ def planned(study, results, more, lifeline):
         parts = [(entry, cell.settings[entry]) for cell in found for entry in grid.FOLDERS]
         parts += [("heuristic", name) for cell in found for name in cell.settings["noted"]]
         return {
-            "cells": [[list(c.words), str(c.results), c.label, c.run, c.cycles] for c in found],
+            "cells": [[list(c.words), str(c.results), c.label, c.run, c.cycles, c.stop_at] for c in found],
             "done": [str(cell.folder) for cell in found if workers.is_done(cell)],
             "parts": sorted(set(parts)),
         }
@@ -61,6 +62,18 @@ def keep(study, place, digest):
         write(place / f"{digest[:12]}.yaml", grid.written(study).encode(), shared=True)
     except OSError as error:
         raise unusable(place, error, "written", ", or set --results") from error
+
+
+def remove_shared(place):
+    """Remove what runs shared, first cycles and decoded images, and say so; not while another study is at work here."""
+    shared = [place / name for name in ("first_cycles", "images") if (place / name).is_dir()]
+    if not shared or any(place.glob("*.lock")):
+        return
+    size = sum(path.stat().st_size for folder in shared for path in folder.rglob("*") if path.is_file())
+    for folder in shared:
+        rmtree(folder, ignore_errors=True)  # what is left does no harm
+    removed = " and ".join(map(str, shared))
+    print(f"{removed} removed, {size / 2**20:.0f} MiB: all is done, and what needs them makes them anew.", flush=True)
 
 
 def slots_of(given, study, lifeline):

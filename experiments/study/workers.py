@@ -47,7 +47,7 @@ class Progress:
 def is_done(cell):
     """Whether nothing is left to do for this cell: every evaluation is in its ledger and the end in its record."""
     try:
-        return finished(cell.folder, cell.cycles) and completed(cell.folder) is not None
+        return finished(cell.folder, cell.cycles, cell.stop_at) and completed(cell.folder) is not None
     except Refused:  # a damaged ledger, of which the run itself says what is wrong
         return False
 

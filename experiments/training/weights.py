@@ -19,8 +19,7 @@ def fit(state, cycle):
     if cycle and continues_weights(state.config, state.components["heuristic"]) and state.trained_cycle != cycle - 1:
         restore(state, cycle - 1)
     began = perf_counter()
-    held = held_out(state)
-    labelled = [i for i in state.active.get_indices_for_active_step() if i not in held]
+    labelled = taught(state, cycle)
     state.progress.start(f"cycle {cycle}/{state.config['cycles']}, training on {len(labelled)}")
     with pseudo_labelled(state, cycle) as pseudo:
         trainer.reset_weights(state.model, state.first_weights, cycle)
@@ -99,6 +98,20 @@ def pseudo_labelled(state, cycle):
     finally:
         for index in masked:
             state.train.mask(index).fill_(IGNORE)
+
+
+def taught(state, cycle):
+    """Positions in `train` that this cycle is trained on: all labelled images or, without replay, the newest query's.
+
+    What the heuristic holds out is in neither.
+    """
+    held = held_out(state)
+    labelled = [i for i in state.active.get_indices_for_active_step() if i not in held]
+    if state.config["trainer"]["replay"]:
+        return labelled
+    newest = state.ledger.find("queried", cycle - 1) if cycle else state.ledger.find("start")
+    ids = {query["id"] for query in newest["queries"]}
+    return [i for i in labelled if state.train.ids[i] in ids]
 
 
 def held_out(state):

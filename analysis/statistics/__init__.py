@@ -4,8 +4,6 @@ The unit is the run: methods are compared over runs paired by (dataset, run), ne
 endpoint is the area under the budget curve; its paired t test, corrected for the number of methods, decides.
 """
 
-import argparse
-import sys
 import warnings
 from bisect import bisect_left
 from difflib import get_close_matches
@@ -15,10 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from analysis import runs
-from analysis.ledgers import printable
 from experiments.errors import Refused
-from experiments.errors.process import one_line_errors
 
 CEILING = "full"  # the label of runs on all training labels
 FEW_DATASETS = 6  # Wilcoxon's p of 5 pairs cannot go below .0625, so fewer datasets can never tell
@@ -354,14 +349,6 @@ def bootstrap(values, repeats=5000, alpha=0.05, seed=0):
     return float(values.mean()), *np.quantile(means, [alpha / 2, 1 - alpha / 2]).tolist()
 
 
-def _metric(frame, named):
-    """The metric that is meant: the only one need not be named."""
-    metrics = [name for name in frame if name not in (*runs.SETTINGS, "headline", "cycle", *runs.COSTS)]
-    if named not in metrics and len(metrics) != 1:
-        raise Refused(f"There is no metric {named} here, only {', '.join(metrics)}: name one by --metric.")
-    return named if named in metrics else metrics[0]
-
-
 HEADS = {
     "label": "method",
     "runs": "pairs",
@@ -426,35 +413,3 @@ def _words(value):
 
 _texts = dict.fromkeys(("runs", "unpaired", "more_runs"), _whole) | dict.fromkeys(("label", "verdict", "note"), _words)
 _texts["to_95"] = lambda value: "not reached" if value == np.inf else _four(value)
-
-
-def main(words=None):
-    about = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m analysis.statistics", description=about)
-    parser.add_argument(
-        "source", help="a results folder, a mongodb:// URL or a CSV: method, seed, round, n_labelled, metric"
-    )
-    parser.add_argument("--baseline", default="random", help="the method that the others are compared with")
-    parser.add_argument(
-        "--margin", type=float, default=0.0, help="the largest difference that does not matter, in the metric's units"
-    )
-    parser.add_argument("--metric", default="", help="else the dataset's headline; a CSV's only one need not be named")
-    runs.add_published(parser)
-    given = parser.parse_args(words)
-    try:
-        frame = runs.load(given.source, **runs.published(given))
-        metric = _metric(frame, given.metric or runs.headline(frame))
-        table = compare(frame, given.baseline, given.margin, metric)
-    except Refused as error:
-        sys.exit(str(error))
-    print(f"{metric}: mean area under the budget curve, compared over paired runs with {printable(given.baseline)}")
-    parts = readable(table)
-    for part in parts:
-        print("\n" + printable(part.reset_index().to_string(index=False)))
-    shown = {head for part in parts for head in part}
-    print("\n" + "\n".join(f"{head}: {text}" for head, text in LEGEND.items() if head in shown))
-
-
-if __name__ == "__main__":
-    with one_line_errors():
-        main()
