@@ -134,9 +134,8 @@ def test_a_study_that_is_stopped_or_killed_goes_on(serial, phantom_root, tmp_pat
         began = time.monotonic()
         started.send_signal(number)
         out, _ = started.communicate()
-        assert started.returncode == code, out
-        assert not psutil.wait_procs(processes, 20)[1]
-        assert time.monotonic() < began + 20
+        assert started.returncode == code and time.monotonic() < began + 20, out
+        assert not psutil.wait_procs(processes, 60)[1]  # Ray's agents look after what began them every so often
         assert not outer
         if number == signal.SIGINT:
             assert "Stopped: the same command continues." in out
