@@ -363,7 +363,7 @@ def test_an_image_is_held_out_or_not_whoever_is_labelled_beside_it():
 def test_validation_images_are_needed_only_to_calibrate_on_them(attach):  # noqa: F811
     settings = attach(crc)
     parts = {"heuristic": crc, "initial": load("initial", "random"), "model": load("model", "unet")}
-    splits = SimpleNamespace(train=SimpleNamespace(groups=[""]), val=None)
+    splits = SimpleNamespace(train=SimpleNamespace(groups=[""]), val=None, classes=("background", "gland"))
     config = {"model": "unet", "dataset": "bare"}
     with pytest.raises(
         Refused, match="heuristic=crc needs validation images and dataset=bare has none: dataset=.*glas"

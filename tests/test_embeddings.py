@@ -300,6 +300,7 @@ class Features:
 
     def __init__(self, ids, rows, labelled=None):
         self.ids, self.rows, self.labelled = ids, rows, labelled or []
+        self.featured = bool(self.labelled)
 
     def __len__(self):
         return len(self.ids)

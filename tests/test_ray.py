@@ -135,7 +135,9 @@ def test_a_study_that_is_stopped_or_killed_goes_on(serial, phantom_root, tmp_pat
         started.send_signal(number)
         out, _ = started.communicate()
         assert started.returncode == code and time.monotonic() < began + 20, out
-        assert not psutil.wait_procs(processes, 60)[1]  # Ray's agents look after what began them every so often
+        left = {process.name() for process in psutil.wait_procs(processes, 60)[1]}
+        assert number == signal.SIGKILL or not left
+        assert left <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # for minutes, where nobody ends them
         assert not outer
         if number == signal.SIGINT:
             assert "Stopped: the same command continues." in out
