@@ -106,14 +106,15 @@ def propose(masks, confirm):
 
 
 def codes_of(path, page, colours):
-    """(H, W) int64 of a mask file: its numbers, or COLOUR + 0xrrggbb where `colours`, or if it has some where None."""
+    """(H, W) of a mask file: its numbers as they are stored, or int64 COLOUR + 0xrrggbb where `colours`, or if it has
+    some where None."""
     raw = pixels(path, page, indices=not colours)
     if raw.ndim == 3 and (raw.shape[-1] != 3 or raw.dtype != np.uint8):
         raise BadData(f"{path} has {raw.shape[-1]} channels of {raw.dtype}: a mask is grey, or RGB with 8 bits.")
     if raw.ndim == 3 and not colours and (raw == raw[..., :1]).all():
         raw = raw[..., 0]
     if raw.ndim == 2 and not colours:
-        return raw.astype(np.int64)
+        return raw
     if colours is False:
         few = [shown(code) for code in np.unique(pack(raw))[:4].tolist()]
         raise BadData(
@@ -150,7 +151,7 @@ def read_mask(mask, ranges, snap, resize):
         result[inside] = number
         known |= inside
     if not known.all():
-        others, where = np.unique(codes[~known], return_inverse=True)
+        others, where = np.unique(codes[~known].astype(np.int64), return_inverse=True)
         if not snap:
             few = ", ".join(map(shown, others[:8].tolist())) + (" ..." if len(others) > 8 else "")
             declared = ", ".join(shown(first) if first == last else f"{first}-{last}" for first, last, _ in ranges)
@@ -159,7 +160,8 @@ def read_mask(mask, ranges, snap, resize):
                 "folder.values or folder.ignore, or set folder.snap=True to take the nearest, as JPEG needs."
             )
         result[~known] = nearest(others, ranges)[where]
-    result = np.array(resized(Image.fromarray(result), resize, smooth=False))
+    if resize != 1:
+        result = np.array(resized(Image.fromarray(result), resize, smooth=False))
     if mask.whole and mask.whole != result.shape:
         (h, w), (height, width) = result.shape, mask.whole
         raise BadData(f"{mask} is {w} x {h}, its image {width} x {height}: replace the mask.")

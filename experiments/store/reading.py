@@ -67,9 +67,14 @@ def read_text(path, encoding="utf-8"):
     return Path(regular(path, MAX_TEXT)).read_text(encoding)
 
 
+def format_of(path):
+    """Pillow's name of the format that a file's ending says, None for another."""
+    return FORMATS.get(os.path.splitext(path)[1].lower())
+
+
 def pages(path):
     """How many images a TIFF file holds, read from its header; 1 for other formats. Raises BadData."""
-    if FORMATS.get(Path(path).suffix.lower()) != "TIFF":
+    if format_of(path) != "TIFF":
         return 1
     with told(path, "TIFF"):
         try:
@@ -81,13 +86,14 @@ def pages(path):
 
 def size(path, page=0):
     """(height, width) of an image as its header states it. Raises BadData."""
-    with told(path, FORMATS[Path(path).suffix.lower()]):
+    kind = format_of(path)
+    with told(path, kind):
         try:
-            with Image.open(regular(path, MAX_IMAGE), formats=[FORMATS[Path(path).suffix.lower()]]) as image:
+            with Image.open(regular(path, MAX_IMAGE), formats=[kind]) as image:
                 image.seek(page)
                 return image.height, image.width
         except UnidentifiedImageError:
-            if FORMATS[Path(path).suffix.lower()] != "TIFF":
+            if kind != "TIFF":
                 raise
         return tifffile_page(path, page).shape[:2]
 
@@ -99,7 +105,7 @@ def pixels(path, page=0, indices=False):
     for GIF, whose encoders number the colours as they like. `page` counts in a TIFF from 0. Raises BadData naming the
     file and what to convert, OSError where the machine has too little left.
     """
-    kind = FORMATS[Path(path).suffix.lower()]
+    kind = format_of(path)
     with told(path, kind):
         try:
             with Image.open(regular(path, MAX_IMAGE), formats=[kind]) as image:
@@ -113,7 +119,8 @@ def pixels(path, page=0, indices=False):
                 if page:
                     image.seek(page)
                     refuse_large(path, *image.size)
-                deep = ";16" in str(image.tile) and not image.mode.startswith("I")  # Pillow would drop 8 of 16 bits
+                coded = ";16" in str([tile[3] for tile in image.tile])  # Pillow would drop 8 of 16 bits
+                deep = coded and not image.mode.startswith("I")
                 if not (deep and kind == "TIFF"):
                     return values(path, image, deep, indices and kind != "GIF")
         except UnidentifiedImageError:
