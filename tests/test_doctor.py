@@ -709,3 +709,36 @@ def test_tiles_pages_and_masks_of_several_files_are_examined_by_their_files(tmp_
         out = capsys.readouterr().out.splitlines()
         assert sum(str(file) in line for line in out) == 1 and "1 fault." in " ".join(out), out
         assert str(file) in (tmp_path / "page.html").read_text()
+
+
+def test_masks_that_are_equal_by_chance_are_no_copies(tmp_path):
+    """Discs of whole pixels on few places: each mask explains its own image, as it does not once it was copied."""
+    rng = np.random.default_rng(0)
+    for n in range(12):
+        mask = np.roll(draw_object(np.random.default_rng(1)), 4 * (n % 3), 1)
+        save_file(tmp_path / f"images/{n:02d}.png", painted(rng, mask))
+        save_file(tmp_path / f"masks/{n:02d}.png", mask.astype(np.uint8))
+    classes = ("background", "disc")
+    assert diagnose(tmp_path, classes) == []
+    shutil.copy(tmp_path / "masks/01.png", tmp_path / "masks/00.png")
+    assert "copied mask" in {fault.kind for fault in diagnose(tmp_path, classes)}
+
+
+def test_a_folder_with_parts_that_lack_masks_is_refused_in_one_line(tmp_path, capsys):
+    """As DRIVE has it: the layout is what is told, not what the plainest reading of it meets."""
+    for n in range(4):
+        for part in ("training", "test"):
+            save_file(tmp_path / part / f"images/{n}.png", painted(np.random.default_rng(n), np.eye(40, dtype=bool)))
+    with pytest.raises(Refused, match="training/masks is no folder .* holds images"):
+        command.main([str(tmp_path), "folder.classes=background,vessel"])
+
+
+def test_values_that_a_folder_does_not_declare_are_named_as_such(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for n in range(6):
+        mask = draw_object(rng)
+        save_file(tmp_path / f"images/{n}.png", painted(rng, mask))
+        save_file(tmp_path / f"masks/{n}.png", mask * np.uint8(255 if n else 7))
+    assert command.main([str(tmp_path), "folder.values=0:background,255:disc"]) == 1
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/masks/0.png: undeclared value: " in said and "holds 7" in said and "1 fault." in said

@@ -6,7 +6,8 @@ same mask laid otherwise explains as much as the other masks of the set do, lies
 
 import numpy as np
 
-from data.doctor.sets import SIDE, chunks, opened
+from data.doctor.sets import SIDE, alike, chunks, opened
+from experiments.store import IGNORE
 
 LAYS = {
     "transposed": lambda m: m.swapaxes(1, 2),
@@ -52,12 +53,35 @@ def contrast(thumb, mask):
     return float(across.mean() / max(np.concatenate(anywhere).mean(), 1e-6)) if len(across) else 1.0
 
 
-def misaligned(records, classes):
-    """Yield (Record, what was found, None) for the masks that fit their image better when they are laid otherwise."""
+def copied_masks(records, classes):
+    """Masks with outlines that equal another image's, pixel by pixel, and not by chance: one fits its image ill."""
+    known, counts = opened(records)
+    first, usual = {}, None
+    for record in (known[i] for i in np.flatnonzero((counts[:, :IGNORE] > 0).sum(1) > 1)):
+        like = first.setdefault(record.mask_digest, record)
+        other = like is not record and like.digest != record.digest and like.item.mask != record.item.mask
+        if other and not alike(like, record):
+            usual = np.median(own_shares(comparable(records))) if usual is None else usual
+            if len(comparable([like, record])) < 2 or own_shares([like, record]).min() < LIKE * usual:
+                yield record, f"its mask is {like.item.mask}, pixel by pixel, its image another", like
+
+
+def comparable(records):
+    """The records of which there are thumbnails of an image and of a mask with outlines."""
     known, counts = opened(records)
     known = [known[i] for i in np.flatnonzero((counts > 0).sum(1) > 1)]
-    known = [r for r in known if r.mask_thumb is not None and r.thumb is not None and not r.flat]
-    own = np.concatenate([at_rest(*stacked(part)) for part in chunks(known)]) if known else np.zeros(0)
+    return [r for r in known if r.mask_thumb is not None and r.thumb is not None and not r.flat]
+
+
+def own_shares(known):
+    """(N,): the share of each image's colours that its mask explains as it lies."""
+    return np.concatenate([at_rest(*stacked(part)) for part in chunks(known)]) if known else np.zeros(0)
+
+
+def misaligned(records, classes):
+    """Yield (Record, what was found, None) for the masks that fit their image better when they are laid otherwise."""
+    known = comparable(records)
+    own = own_shares(known)
     usual = np.median(own) if len(own) else 0
     poor = [(record, has) for record, has in zip(known, own, strict=True) if has < max(usual / 2, POOR)]
     for record, has in poor:
