@@ -5,6 +5,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -485,6 +486,15 @@ def test_what_is_no_image_is_in_nobodys_way(tmp_path):
         touch(tmp_path / name)
     save(tmp_path / "masks/of_no_image.png", disc(0)[1])
     assert sum(len(split) for split in load(tmp_path, **LESION)[:3]) == 10
+
+
+def test_names_pair_however_their_accents_are_written(tmp_path):
+    """An archive packed on a Mac has e and an accent for each é."""
+    for k, name in enumerate(("größe", "café", "naïve")):
+        image, mask = disc(k)
+        save(tmp_path / "images" / f"{normalize('NFD', name)}.png", image)
+        save(tmp_path / "masks" / f"{normalize('NFC', name)}.png", mask * np.uint8(255))
+    assert {"größe", "café", "naïve"} == set(opened(load(tmp_path, **LESION)))
 
 
 def test_subfolders_are_parts_of_names(tmp_path):
