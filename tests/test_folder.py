@@ -617,3 +617,19 @@ def test_lists_and_patterns_go_before_folders(tmp_path):
     assert sum(map(len, splits[:3])) == 9 and len({i.id.split("/")[0] for i in splits.train.items}) > 1
     (tmp_path / "t.txt").write_text("val/a\nval/b\n")
     assert load(tmp_path, classes="a,b", test_file="t.txt", val=0, **given).test.ids == ["val/a", "val/b"]
+
+
+def test_the_mask_of_tiles_that_follow_each_other_is_decoded_once(tmp_path, monkeypatch):
+    from data import _values
+
+    for k in range(5):
+        image, mask = disc(k, (48, 64))
+        save(tmp_path / f"images/{k}.png", image)
+        save(tmp_path / f"masks/{k}.png", mask * np.uint8(255))
+    opened, merged = Counter(), _values.merged
+    monkeypatch.setattr(_values, "merged", lambda mask, colours: opened.update(mask.paths) or merged(mask, colours))
+    splits = load(tmp_path, tile=32, test=0, val=0, **LESION)
+    masks = [splits.train.read_mask(item.mask) for item in splits.train.items]
+    assert len(masks) == 20 and set(opened.values()) == {1} and len(opened) == 5
+    masks[0][:] = 9  # whoever changes a tile changes no other
+    assert splits.train.read_mask(splits.train.items[0].mask).max() <= 1
