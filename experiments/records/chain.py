@@ -27,8 +27,9 @@ MUST = {  # what an event has, and of which type
     "answered": {"masks": dict},
     "joined": {"images": list, "fingerprint": str},
     "audited": {"images": int, "ids": list, "metrics": dict, "per_image": dict},
+    "repeated": {"images": int, "ids": list, "metrics": dict, "per_image": dict, "by": list},
 }
-ASIDE = ("resumed", "answered", "joined", "audited")  # may stand after any other event
+ASIDE = ("resumed", "answered", "joined", "audited", "repeated")  # may stand after any other event
 MAY = {
     "headline": str,
     "masks": dict,
@@ -37,6 +38,8 @@ MAY = {
     "held_out": list,
     "calibration": dict,
     "weights": str,
+    "repeats": list,
+    "again": dict,
 }
 
 
@@ -155,7 +158,9 @@ def check_shape(event):
             raise ValueError("a query names no image")
         if type(query.get("score", "")) not in (int, float, type(None)):
             raise ValueError("the score of a query is no number")
-    if kind == "answered" and not all(map(is_answer, event["masks"].values())):
+    if not all(isinstance(id, str) for id in event.get("repeats", [])):
+        raise ValueError("a repeat names no image")
+    if kind == "answered" and not all(map(is_answer, [*event["masks"].values(), *event.get("again", {}).values()])):
         raise ValueError("a mask that was answered has no sha256")
     if kind == "joined" and not all(isinstance(each, dict) and is_answer([each]) for each in event["images"]):
         raise ValueError("an image that joined has no sha256")

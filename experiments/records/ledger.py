@@ -3,9 +3,9 @@
 One folder a run, `<results_dir>/<label>_<run>/`. A line is an event: `start` (settings, data, initial queries),
 then per cycle `evaluated` (metrics, weights) and `queried` (what to label next), and between them `resumed` where other
 versions or another device went on, `answered` where people drew masks, `joined` where images came, `audited` where the
-model was measured on images drawn at random. There is no clock, host or path in it, so two runs compare byte for byte;
-seconds go to timing.jsonl. Each line ends in a hash of all before it (chain.py). Running the same command again replays
-the events and goes on after the last one.
+model was measured on images drawn at random, `repeated` where masks were drawn twice. There is no clock, host or path
+in it, so two runs compare byte for byte; seconds go to timing.jsonl. Each line ends in a hash of all before it
+(chain.py). Running the same command again replays the events and goes on after the last one.
 """
 
 import fcntl
@@ -207,6 +207,16 @@ def read(folder):
     Raises Refused, naming file and line, where the ledger is damaged.
     """
     return Chain(Path(folder) / "ledger.jsonl").events
+
+
+def evaluations(events):
+    """The evaluated events, each with the metrics that the audit and the repeats of the query after it brought."""
+    later = {}
+    for event in events:
+        if event["event"] in ("audited", "repeated"):
+            later[event["cycle"]] = later.get(event["cycle"], {}) | event["metrics"]
+    found = [event for event in events if event["event"] == "evaluated"]
+    return [event | {"metrics": event["metrics"] | later.get(event["cycle"], {})} for event in found]
 
 
 def cut_torn_line(path):
