@@ -36,7 +36,7 @@ CLUSTER = """if True:
 @pytest.fixture
 def cluster():
     """(address, a function that kills the second node, the process) of a cluster on 127.0.0.1."""
-    from experiments.study.cluster import LOOPBACK
+    from experiments.records.cluster import LOOPBACK
 
     own, pipe = os.environ | LOOPBACK | {"RAY_USAGE_STATS_ENABLED": "0"}, subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", CLUSTER], env=own, text=True, stdin=pipe, stdout=pipe) as process:
@@ -135,18 +135,14 @@ def test_a_study_that_is_stopped_or_killed_goes_on(serial, phantom_root, tmp_pat
         started.send_signal(number)
         out, _ = started.communicate()
         assert started.returncode == code and time.monotonic() < began + 20, out
-        left = {process.name() for process in psutil.wait_procs(processes, 60)[1]}
-        assert number == signal.SIGKILL or not left
-        assert left <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}  # for minutes, where nobody ends them
+        assert not [process.name() for process in psutil.wait_procs(processes, 40)[1]]
         assert not outer
-        if number == signal.SIGINT:
-            assert "Stopped: the same command continues." in out
-            assert set(Path("/tmp").glob("askmask_ray_*")) == before
+        assert set(Path("/tmp").glob("askmask_ray_*")) <= before
+        assert number != signal.SIGINT or "Stopped: the same command continues." in out
     started = study(phantom_root, tmp_path, *words)
     out, _ = started.communicate()
     assert started.returncode == 0 and "12 of 12 runs done" in out, out
     assert kept(tmp_path) == serial
-    assert set(Path("/tmp").glob("askmask_ray_*")) == before
 
 
 def test_a_run_that_fails_is_named_and_not_tried_again(phantom_root, tmp_path):
