@@ -9,6 +9,7 @@ would live on for a minute, trying to report that to a server which is gone.
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -55,6 +56,8 @@ def join(address, typed, cpus=0, store=STORE):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         os.environ.update(QUIET | (LOOPBACK if near else {}))
+        if address == "local" and "RAY_AUTH_TOKEN" not in os.environ:  # nobody else on this machine is let in
+            os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
         import ray
 
         if not ray.is_initialized():
@@ -95,9 +98,10 @@ def keep(cpus, store, answer):
     own = {"num_cpus": cpus} if cpus else {}
     own |= {"_temp_dir": folder, "object_store_memory": store, "include_dashboard": False}
     own |= {"dashboard_host": "127.0.0.1", "_node_ip_address": "127.0.0.1"}
+    own |= {"log_to_driver": False, "logging_level": "ERROR"}
     try:
         try:
-            said = {"address": ray.init("local", log_to_driver=False, logging_level="ERROR", **own)["gcs_address"]}
+            said = {"address": ray.init("local", **own).address_info["gcs_address"]}
         except Exception as error:
             said = {"reason": (str(error).strip() or type(error).__name__).splitlines()[0]}
         print(json.dumps(said), file=answer, flush=True)
