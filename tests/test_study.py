@@ -456,15 +456,17 @@ def test_a_verdict_in_words(experiment):
     assert sentence(SimpleNamespace(**row, saved_text="")).endswith("over 5 paired runs, 14 more runs")
 
 
-def test_a_database_changes_nothing(whole, study, tmp_path, mongo):
+def test_neither_a_database_nor_jobs_nor_what_runs_share_changes_a_number(whole, study, tmp_path, mongo):
+    """The same files one run after another, each with a first cycle of its own and a database, as two at once."""
     import pymongo
 
     url = f"mongodb://127.0.0.1:{mongo}/study"
-    assert "1 of 1 runs done" in study(tmp_path, "--only", "1", "--mongo", url).ended()
-    expected = {name: data for name, data in kept(whole[0]).items() if name.startswith("random_1")}
-    assert kept(tmp_path) == expected
+    assert "4 of 4 runs done" in study(tmp_path, "--jobs", "1", "--apart", "--mongo", url).ended()
+    assert kept(tmp_path) == kept(whole[0])
+    first = [json.loads(path.read_text().splitlines()[0]) for path in tmp_path.glob("*/timing.jsonl")]
+    assert len(first) == 4 and all(cycle["train"] > 0 for cycle in first)
     with pymongo.MongoClient(url) as client:
-        assert [run["status"] for run in client["study"].runs.find()] == ["COMPLETED"]
+        assert [run["status"] for run in client["study"].runs.find()] == ["COMPLETED"] * 4
     assert url not in "".join(path.read_text() for path in (tmp_path / "study").glob("*.yaml"))
 
 
