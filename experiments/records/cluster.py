@@ -26,7 +26,7 @@ from experiments.records.progress import say
 
 POLL = 0.1  # seconds between two looks at signals
 STORE = 80 * 2**20  # bytes of Ray's object store, the least that it takes
-STARTS = 2  # tries of a cluster of one's own: Ray gives up after 30 seconds, which a busy machine may need
+STARTS = 3  # tries of a cluster of one's own: Ray gives up after 30 seconds, which a busy machine may need
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else this machine's outer address is taken for 127.0.0.1
     "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9",  # else it asks which cloud it is in
