@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.acquisition import needs, trial
-from experiments.components import PRESETS, written
+from experiments.components import written
 from experiments.components.randomness import generator, key
 from experiments.errors import Refused
 from experiments.evaluation import evaluation, metrics
@@ -23,7 +23,7 @@ from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.ledger import read as read_ledger
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
-from experiments.steps import audit, joined
+from experiments.steps import audit, joined, repeat, summary
 from experiments.store import RAM, Splits, Store, cache, refuse_ignored_foreground, remarks
 from experiments.training import recompute, trainer, weights
 
@@ -79,6 +79,7 @@ def check(config, components, usual):
         raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
     config = resolve_counts(config, components, splits.train)
     audit.check(config, splits.train)
+    repeat.check(config)
     if 0 < config["pool_size"] < config["query"]:
         looked, asked = config["pool_size"], config["query"]
         raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
@@ -145,7 +146,7 @@ def prepare(config, run, components, usual):
     size, classes = len(train), len(splits.classes)
     config, folder = resolve_counts(config, components, splits.train), folder_of(config)
     new = joined.coming(read_ledger(folder), train)
-    print_summary(config, run, components, splits, test, classes, made)
+    summary.say_plan(config, run, components, splits, test, classes, made)
     for line in remarks.remarks(dict(zip(splits._fields, stores, strict=False)), splits.classes):
         say(line)
     fingerprints = [store and store.fingerprint for store in stores]
@@ -208,33 +209,6 @@ def go_on(ledger, config, made, masks, stores, new):
         say(f"Written by an earlier version, {lines}: they are taken as they are.")
     done = sum(e["event"] not in ASIDE for e in ledger.events)
     say(f"Going on from {ledger.folder}, where {done} steps are done.")
-
-
-def print_summary(config, run, components, splits, test, classes, made):
-    """Say what is about to be done and on what, and what an answer that looks at nothing would score."""
-    threads = f"{made['threads']} thread" + "s" * (made["threads"] != 1)
-    say(f"On {made['device']}, {threads}, {made['precision']}.")
-    sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
-    queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
-    say(f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.")
-    if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
-        say(f"This is a small budget; the published one is `with {config['dataset']}`.")
-    if weights.whole(components["model"]):
-        left = "no augmentation" if needs.solved(components["model"]) else "of augment only flip and rotate"
-        say(f"{config['model']} keeps features of whole images: no crops, and {left}.")
-    if getattr(components["heuristic"], "JOINT", False):
-        say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
-    if config["encoder"]:
-        say(f"encoder={config['encoder']}: strategies compare features of its deepest map, whatever layer they name.")
-    if test:
-        constant = evaluation.constant_answer(test, classes, measure=splits.headline)
-        run.info["constant_dice"] = constant
-        if constant is None:
-            what = f"None of the {len(test)} test images has a pixel of a foreground class"
-            say(f"{what}: Dice and IoU cannot be measured, only accuracy and calibration.")
-        else:
-            word = metrics.HEADLINES[splits.headline]
-            say(f"Calling every test pixel foreground would give {word} {constant:.3f}.")
 
 
 def count(share, size):

@@ -71,7 +71,7 @@ def look(reader, place):
 
 def taken(reader, place):
     """The same, kept no longer."""
-    known = SEEN.pop((repr(reader), str(place)), None)
+    known = SEEN.pop((repr(reader), str(place)), None) if SEEN else None
     return reader(place) if known is None else known
 
 
