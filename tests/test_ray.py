@@ -241,11 +241,11 @@ def test_a_run_that_loses_its_machine_again_and_again_is_named(tmp_path):
     assert [said for _, said, _ in progress.failed.values()] == [f"{LOSSES} machines were lost while it ran"] * 2
 
 
-def test_what_the_readme_types_is_ray_s_own():
+def test_what_the_documentation_types_is_ray_s_own():
     """Each command line of `ray` that stands there, as Ray's parser takes it."""
     from ray.scripts.scripts import cli
 
-    found = re.findall(r"`(?:srun [^`]*?)?ray ([a-z-]+)([^`]*)`", (ROOT / "README.md").read_text())
+    found = re.findall(r"`(?:srun [^`]*?)?ray ([a-z-]+)([^`]*)`", (ROOT / "docs" / "studies.md").read_text())
     assert {name for name, _ in found} == {"get-auth-token", "start", "stop", "symmetric-run"}
     for name, words in found:
         cli.commands[name].make_context(name, shlex.split(words))
