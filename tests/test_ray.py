@@ -39,24 +39,20 @@ CLUSTER = """if True:
 @pytest.fixture
 def cluster():
     """(address, a function that kills the second node, the process) of a cluster on 127.0.0.1."""
-    from experiments.records.cluster import LOOPBACK, STARTS
+    from experiments.records.cluster import LOOPBACK, OWN
 
-    own, pipe = os.environ | LOOPBACK | {"RAY_USAGE_STATS_ENABLED": "0"}, subprocess.PIPE
-    for _ in range(STARTS):  # Ray gives up after 30 seconds, which a busy machine may need
-        with subprocess.Popen([sys.executable, "-c", CLUSTER], env=own, text=True, stdin=pipe, stdout=pipe) as process:
-            address = process.stdout.readline().strip()
-            if not address:
-                continue
+    own, pipe = os.environ | LOOPBACK | OWN, subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", CLUSTER], env=own, text=True, stdin=pipe, stdout=pipe) as process:
+        address = process.stdout.readline().strip()
+        assert address
 
-            def kill(process=process):
-                process.stdin.write("\n")
-                process.stdin.flush()
+        def kill():
+            process.stdin.write("\n")
+            process.stdin.flush()
 
-            yield address, kill, process
-            process.stdin.close()
-            process.wait(60)
-            return
-    pytest.fail("no cluster has started")
+        yield address, kill, process
+        process.stdin.close()
+        process.wait(60)
 
 
 def study(root, results, *words, **updates):
