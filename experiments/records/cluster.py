@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from select import select
 
@@ -25,15 +25,18 @@ from experiments.errors.process import stop_if_asked
 from experiments.records.progress import say
 
 POLL = 0.1  # seconds between two looks at signals
+PATIENCE = 15  # seconds that a cluster may take to end
 STORE = 80 * 2**20  # bytes of Ray's object store, the least that it takes
-STARTS = 2  # tries of a cluster of one's own: Ray gives up after 30 seconds, which a busy machine may need
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else this machine's outer address is taken for 127.0.0.1
     "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9",  # else it asks which cloud it is in
     "HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9",
     "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost",
 }  # fmt: skip
-QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}  # else Ray reports its use to its makers
+OWN = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # else Ray reports its use to its makers
+    "RAY_raylet_start_wait_time_s": "180",  # a busy machine takes longer to start than the 30 seconds that Ray gives it
+}
 _own = {}  # the process that keeps a cluster of this command's own
 
 
@@ -55,7 +58,7 @@ def join(address, typed, cpus=0, store=STORE):
     outer = {name: os.environ.get(name) for name in LOOPBACK} if near else {}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        os.environ.update(QUIET | (LOOPBACK if near else {}))
+        os.environ.update(OWN | (LOOPBACK if near else {}))
         if address == "local" and "RAY_AUTH_TOKEN" not in os.environ:  # nobody else on this machine is let in
             os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
         import ray
@@ -79,15 +82,13 @@ def join(address, typed, cpus=0, store=STORE):
 def start(cpus, store):
     """The address of a cluster of this command's own. Raises RuntimeError with the reason where none starts."""
     line, pipe = [sys.executable, "-m", "experiments.records.cluster", str(cpus), str(store)], subprocess.PIPE
-    for _ in range(STARTS):
-        keeper = _own["keeper"] = subprocess.Popen(line, cwd=ROOT, stdin=pipe, stdout=pipe, start_new_session=True)
-        while not select([keeper.stdout], [], [], POLL)[0]:
-            stop_if_asked()
-        said = json.loads(keeper.stdout.readline() or '{"reason": "the process that keeps it has ended"}')
-        if "address" in said:
-            return said["address"]
-        leave()
-    raise RuntimeError(said["reason"])
+    keeper = _own["keeper"] = subprocess.Popen(line, cwd=ROOT, stdin=pipe, stdout=pipe, start_new_session=True)
+    while not select([keeper.stdout], [], [], POLL)[0]:
+        stop_if_asked()
+    said = json.loads(keeper.stdout.readline() or '{"reason": "the process that keeps it has ended"}')
+    if "address" not in said:
+        raise RuntimeError(said["reason"])
+    return said["address"]
 
 
 def keep(cpus, store, answer):
@@ -120,6 +121,9 @@ def leave():
         keeper = _own.pop("keeper")
         keeper.stdin.close()
         keeper.stdout.close()
+        with suppress(subprocess.TimeoutExpired):
+            keeper.wait(PATIENCE)
+        keeper.kill()  # where it still starts what nobody waits for any more
         keeper.wait()
 
 
