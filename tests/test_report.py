@@ -23,7 +23,8 @@ from PIL import Image
 from sacred.arg_parser import get_config_updates
 
 from analysis import reproduce, runs, statistics
-from analysis.report import LISTED, PICTURES, WIDTH, main, report
+from analysis.embedded import WIDTH
+from analysis.report import LISTED, PICTURES, main, report
 from experiments.acquisition import pictures
 from experiments.errors import Refused
 from experiments.records.ledger import Ledger, read

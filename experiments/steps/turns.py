@@ -2,18 +2,22 @@
 
 from experiments import annotate
 from experiments.errors import AwaitingLabels, Paused, Refused
-from experiments.records.ledger import read
-from experiments.steps import loop
+from experiments.records.ledger import is_finished, reached, read
+from experiments.steps import loop, repeat
 
 EVENTS = {"train": "evaluated", "query": "queried"}
 
 
-def check(folder, cycles, step):
+def check(folder, cycles, stop_at, step):
     """Raise Refused, saying what is next, unless it is the turn of `step` in the run of this folder."""
-    done = {name: number(name, read(folder)) for name in EVENTS}
+    events = read(folder)
+    done = {name: number(name, events) for name in EVENTS}
     turn = "train" if done["train"] == done["query"] else "query"
-    if done["train"] > cycles:
-        raise Refused(f"{folder} is finished: there is nothing left to {step}; cycles={cycles + 1} goes on.")
+    if is_finished(events, cycles, stop_at):
+        more = f"cycles={cycles + 1} goes on"
+        if done["train"] <= cycles:
+            more = f"it reached stop_at={stop_at:g}" if reached(events, stop_at) else "its pool is empty"
+        raise Refused(f"{folder} is finished: there is nothing left to {step}; {more}.")
     if step != turn:
         what = "has not begun" if not done["train"] else f"is {'trained' if turn == 'query' else 'asked'} already"
         raise Refused(f"{folder} {what}: next is {typed(turn)}.")
@@ -38,11 +42,11 @@ def after_query(state, queries, cycle):
 
     The folder for people is written either way.
     """
-    chosen = loop.positions(state, queries)
-    place = annotate.write_request(state, queries, chosen, cycle + 1, lambda: loop.can_show(state, cycle))
+    repeats = repeat.queries(state, cycle)
+    place = annotate.write_request(state, [*queries, *repeats], cycle + 1, lambda: loop.can_show(state, cycle))
     shown = f"{place / 'index.html'} shows what is asked for and why, {place.with_suffix('.csv')} ranks the pool"
-    missing = annotate.missing(state.train, chosen)
+    missing = annotate.missing(state, queries, repeats)
     if missing:
-        masks = f"{len(missing)} of {len(chosen)} masks are awaited in {place / 'labels'}"
+        masks = f"{len(missing)} of {len(queries) + len(repeats)} masks are awaited in {place / 'labels'}"
         return AwaitingLabels(f"{shown}; {masks}, then {typed('train')}.")
     return Paused(f"{shown}; the dataset has the masks, next is {typed('train')}.")
