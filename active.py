@@ -99,6 +99,7 @@ def settings():
     tensorboard_dir = ""  # TensorBoard's event files as well; needs tensorboardX
     tags = ""  # words, with commas between, to find the run by in Omniboard; `-c "..."` adds a note
     shared_dir = ""  # a folder in which runs that begin alike leave their first cycle for one another, "" for none
+    ray = ""  # a Ray cluster that scores the pool in shards: its address, auto, or local for its own; "" for none
     study = ""  # sha256 of the study file that asked for this run, which its ledger then holds
     checkpoint = "last"  # which cycles' weights to keep: last, all or none
     resume = "same"  # anyway: go on with other versions, sources or devices than the run began with, which is recorded

@@ -398,6 +398,14 @@ def test_a_submodule_of_torch_is_the_one_that_torch_has():
     assert done.stdout.split() == ["True", "torch.profiler.profiler"]
 
 
+def test_a_refusal_imports_no_torch():
+    """Which takes seconds: no module of a run needs it when it is imported."""
+    code = "import active, experiments, sys; print(type(sys.modules['torch']) is experiments._Later)"
+    code += "; print('torch.nn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
 def test_several_processes_of_torchrun_are_refused(smoke, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+import sys
 from hashlib import sha256
 
 import numpy as np
@@ -45,12 +46,14 @@ MAY = {
 class Chain:
     """The events of the file `path`, [] if there is none, and the hash that its next line goes on from.
 
-    `unsealed` counts the lines without a hash. A last line without its end is still being written and left out.
-    Raises Refused, with the line's number, where anything is not as it was written.
+    `unsealed` counts the lines without a hash. A last line without its end is still being written and left out. What
+    `kept(event)` gives of each event is held. Raises Refused, with the line's number, where anything is not as it was
+    written.
     """
 
-    def __init__(self, path):
-        self.path, self.events, self.unsealed, self._steps, self._digest = path, [], 0, 0, sha256()
+    def __init__(self, path, kept=lambda event: event):
+        self.path, self.kept, self.events = path, kept, []
+        self.unsealed, self._steps, self._digest = 0, 0, sha256()
         for number, line in enumerate(_lines(path), 1):
             try:
                 self._take(line)
@@ -91,8 +94,8 @@ class Chain:
         check_shape(event)
         check_order(event, self._steps)
         self._steps += event["event"] not in ASIDE
-        self.events.append(event)
-        return event
+        self.events.append(self.kept(event))
+        return self.events[-1]
 
 
 def damaged(path, number, reason):
@@ -120,13 +123,16 @@ def _lines(path):
 
 
 def _parsed(line):
-    """The JSON object of a line."""
+    """The JSON object of a line; its keys, which all lines repeat, are in memory once."""
 
     def refuse(name):
         raise ValueError(f"{name} is no JSON")
 
+    def named(pairs):
+        return {sys.intern(name): value for name, value in pairs}
+
     try:
-        event = json.loads(line.decode(), parse_constant=refuse)
+        event = json.loads(line.decode(), parse_constant=refuse, object_pairs_hook=named)
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8") from None
     except json.JSONDecodeError as error:

@@ -7,7 +7,7 @@ from experiments.records.chain import damaged
 
 # settings that a ledger does not record, for they say where things lie and run, and how long a run shall be
 FREE = {"results_dir", "runs_dir", "mongo_url", "tensorboard_dir", "tags", "device", "cycles", "checkpoint", "noted"}
-FREE |= {"resume", "cache_dir", "shared_dir", "stop_at"}
+FREE |= {"resume", "cache_dir", "shared_dir", "stop_at", "ray"}
 # recorded, but not in the way of going on: what is computed at once changes the last digits of a score at most, and
 # `threads` counts as what it makes of the machine at hand. trainer.compiled is not among them: training with it is
 # training with other last digits, which is another run after some epochs

@@ -58,7 +58,7 @@ class Ledger:
             self._lock.close()
             raise Refused(f"{self.folder} is being written by another run: wait or set label=...") from None
         try:
-            self.chain = Chain(self.path)
+            self.chain = Chain(self.path, looked_at_again)
             if self.events:
                 anyway = self.settings.get("resume") == "anyway"
                 line = refuse_other_settings(self.folder, self.events[0]["settings"], self.settings, self.usual, anyway)
@@ -91,7 +91,7 @@ class Ledger:
 
     @property
     def events(self):
-        """All events so far, oldest first."""
+        """All events so far, oldest first, as far as a run looks at them again."""
         return self.chain.events
 
     @property
@@ -108,7 +108,7 @@ class Ledger:
         return self.events[0].get("headline", "test.dice")
 
     def append(self, event, cycle=0, **values):
-        """Write one event for good before returning it, as it will read back."""
+        """Write one event for good before returning it, as far as a run looks at it again."""
         event = {"event": event, "cycle": cycle, **values} | ({} if self.events else self.header)
         line = self.chain.seal(event)
         append_line(self.path, line)
@@ -173,6 +173,14 @@ class Ledger:
 
     def _weights(self, cycle):
         return self.folder / "checkpoint" / f"cycle_{cycle:03d}.safetensors"
+
+
+def looked_at_again(event):
+    """What a run holds of an event for all its cycles: of test images their Dice alone, (images, classes)."""
+    if event["event"] != "evaluated":
+        return event
+    tables = {name: np.array(table, np.float64) for name, table in event["per_image"].items() if name == "dice"}
+    return {name: value for name, value in event.items() if name != "calibration"} | {"per_image": tables}
 
 
 def check(folder, settings, usual, made_with):

@@ -16,7 +16,7 @@ from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling, memory_explained
 from experiments.network.ready import build
-from experiments.records import ledger
+from experiments.records import cluster, ledger
 from experiments.records.chain import ASIDE
 from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks, refuse_other_origin
 from experiments.records.ledger import CEILING, Ledger, is_finished
@@ -64,6 +64,8 @@ def check(config, components, usual):
     [about, *_] = written("dataset", config["dataset"])["__doc__"].split("\n")  # -OO leaves modules without theirs
     say(f"Dataset {config['dataset']}: {about}")
     metrics.headline(components["dataset"])
+    if config["ray"]:
+        cluster.check(config["ray"], f"ray={config['ray']}")
     splits = find_images(config, components)
     evaluation.check_test(splits.test, config["dataset"])
     needs.check(config, components, splits)
@@ -121,10 +123,9 @@ def device_of(config):
 @contextmanager
 def prepare(config, run, components, usual):
     """Read the images, open the ledger, build the model: a State for the other steps."""
-    import torch
     from baal.active import ActiveLearningDataset  # takes seconds to import
 
-    from experiments.network.remembered import keep_in, remember  # defines a module, so it needs torch at once
+    from experiments.network.remembered import keep_in  # defines a module, so it needs torch at once
 
     model_file = components["model"]
     device = device_of(config)
@@ -157,15 +158,12 @@ def prepare(config, run, components, usual):
         Ledger(folder, config, fingerprints, usual, train.ids, masks=masks, made=made, **names) as ledger,
         Progress(plan(config, splits.crop, *stores, ledger.events)) as bar,
         memory_explained(lambda: bar.stage or "building the model, training"),
+        cluster.left(),
     ):
         if ledger.events:
             go_on(ledger, config, made, masks, {"val": val, "test": test}, new)
             joined.join(ledger, train)
-        encoder = None
-        if config["encoder"]:
-            torch.manual_seed(key(*place, "encoder") % 2**63)  # for what it has beside pretrained weights
-            encoder = remember(components["encoder"], splits.channels, classes, RAM // 4, deepest=True).to(device)
-            keep_in(config["cache_dir"], encoder, device)
+        encoder = encoder_of(config, components, splits, place, device)
         model, first = build(model_file, splits.channels, classes, place, device, config["members"])
         keep_in(config["cache_dir"], model, device)
         origin = checkpoint.origin(model) | ({"encoder": encoder.pretrained} if encoder else {})
@@ -178,6 +176,20 @@ def prepare(config, run, components, usual):
             yield State(*parts, encoder=encoder)
         finally:
             gc.unfreeze()
+
+
+def encoder_of(config, components, splits, place, device):
+    """The pretrained network, as it remembers, that a run's `encoder` names; None where it names none."""
+    if not config["encoder"]:
+        return None
+    import torch
+
+    from experiments.network.remembered import keep_in, remember  # defines a module, so it needs torch at once
+
+    torch.manual_seed(key(*place, "encoder") % 2**63)  # for what it has beside pretrained weights
+    encoder = remember(components["encoder"], splits.channels, len(splits.classes), RAM // 4, deepest=True).to(device)
+    keep_in(config["cache_dir"], encoder, device)
+    return encoder
 
 
 def go_on(ledger, config, made, masks, stores, new):

@@ -14,7 +14,7 @@ from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
 from experiments.records.compare import digest_masks, refuse_other_masks
 from experiments.records.files import write
-from experiments.steps import audit, repeat, results
+from experiments.steps import audit, cluster, repeat, results
 from experiments.store import IGNORE, refuse_ignored_foreground
 from experiments.training import first_cycle, weights
 
@@ -169,6 +169,7 @@ def query(state, cycle):
         before = state.ledger.find("queried", cycle - 1)
         candidates = querying.candidates(state, cycle)
         drawn = audit.draw(state, cycle, candidates)
+        workers = cluster.Workers(state, cycle, trained) if state.config["ray"] else None
         pool = querying.pool_of(
             state,
             [index for index in candidates if index not in drawn],
@@ -177,10 +178,14 @@ def query(state, cycle):
             memory=deepcopy(before.get("memory", {})) if before else {},
             learner=state.learner and state.learner.eval(),
             advance=state.progress.advance,
+            elsewhere=workers,
         )
         n, way = state.config["query"] - len(drawn), querying.reduction(state.config)
         heuristic, batch = state.components["heuristic"], state.components["batch"]
         queries, scores = querying.ask(heuristic, batch, pool, n, (*state.at(cycle), "query"), way)
+        if workers and not workers.asked:
+            asks = f"heuristic={state.config['heuristic']} asks for no shards"
+            state.progress.line(f"{asks}: ray={workers.address} had nothing to compute.")
         queries += audit.queries(state.train.ids[i] for i in drawn)
         known = [(state.train.ids[i], state.train.groups[i]) for i in drawn]
         table = querying.table(pool, queries, scores, known)
