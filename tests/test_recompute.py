@@ -61,7 +61,7 @@ def test_weights_are_the_same_bit_for_bit_and_a_step_keeps_far_less(settings, na
     assert same(*found) and not same(weights(first), found[0])
     x = torch.rand(2, 3, 96, 96)
     plain = bytes_kept(keyed(model, 2), model, x)
-    forward = recompute.recomputing(model)
+    forward = recompute.Recomputing(model)
     forward(x)
     assert bytes_kept(model, forward, x) < KEEPS.get(name, 2 / 3) * plain
     assert not any("forward" in vars(module) for module in model.modules())
@@ -153,7 +153,7 @@ def test_a_learned_strategy_sees_the_maps_of_blocks_and_of_what_is_inside(settin
 
 def test_a_map_from_inside_a_block_is_that_of_the_model():
     model = keyed(made("unet"), 2)
-    x, forward, seen = torch.rand(2, 3, SIDE, SIDE), recompute.recomputing(model), []
+    x, forward, seen = torch.rand(2, 3, SIDE, SIDE), recompute.Recomputing(model), []
     for function in (model, forward):
         with layer_outputs(model, ["ups.2.join.1"]) as maps:
             function(x)
