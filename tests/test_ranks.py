@@ -20,7 +20,7 @@ from test_model import build
 from experiments.errors import Refused, Terminated
 from experiments.network import processes, ready
 from experiments.training import ranks, recompute
-from experiments.training.trainer import crop_losses
+from experiments.training.trainer import crop_losses, errors_explained
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 CE = {"trainer.loss": "ce"}  # which spares each process MONAI's import
@@ -33,8 +33,9 @@ def joined():
     """Here is rank 0 of two; gives the process that is rank 1."""
     env = {"TORCHELASTIC_RUN_ID": "test", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
     env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    more = {"RANK": "1", "LOCAL_RANK": "1", "PYTHONPATH": str(ROOT / "tests")}
     line, pipe = [sys.executable, ROOT / "active.py"], subprocess.PIPE
-    other = subprocess.Popen(line, env=PLAIN | env | {"RANK": "1", "LOCAL_RANK": "1"}, stderr=pipe, text=True)
+    other = subprocess.Popen(line, env=PLAIN | env | more, stderr=pipe, text=True)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (env | {"RANK": "0", "LOCAL_RANK": "0"}).items():
             patch.setenv(name, value)
@@ -218,7 +219,25 @@ def test_killed_processes_end_all_and_the_run_goes_on(two, rank_1, phantom_root,
     with pytest.raises(Terminated, match="Another process of torchrun has ended"):
         run(experiment, phantom_root, tmp_path)
     torch.distributed.destroy_process_group()
-    with joined():
+    with joined() as other:
         run(experiment, phantom_root, tmp_path)
-    assert ledger_bytes(tmp_path) == ledger_bytes(two)
-    assert files(tmp_path) == files(two)
+        assert ledger_bytes(tmp_path) == ledger_bytes(two)
+        assert files(tmp_path) == files(two)
+        other_rank_runs_out_of_memory(other)
+
+
+def other_rank_runs_out_of_memory(other):
+    step = torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.uint8), torch.arange(2)
+    model = build("unet", width=2)[0]
+    with (
+        pytest.raises(Terminated, match="Another process of torchrun has ended"),
+        errors_explained("", torch.device("cpu")),
+    ):
+        with ranks.Split(model, model, full).step(*step) as (x, masks, model.dropout_keys.now, share):
+            crop_losses(model, x, masks, "ce", "float32").mean().backward()
+    assert other.wait(20) == 1
+    assert other.stderr.read() == "Rank 1: Memory ran out: lower trainer.batch, the crop or the width.\n"
+
+
+def full(forward, x, masks):
+    raise MemoryError

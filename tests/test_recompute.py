@@ -1,6 +1,7 @@
 """Gradient checkpointing changes memory, not weights: bit for bit, whatever the network, its norms and its losses."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from experiments.components import defaults
 from experiments.errors import Refused
-from experiments.network import ready
+from experiments.network import joint_norm, ready
 from experiments.network.layers import layer_outputs
 from experiments.training import learned, recompute
 from experiments.training.trainer import ingredient
@@ -50,8 +51,10 @@ def keyed(model, n):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_weights_are_the_same_bit_for_bit_and_a_step_keeps_far_less(settings, name):  # noqa: F811
-    """Running statistics and their counters are among the weights."""
+    """Running statistics and their counters are among the weights. Other processes can be sent the model."""
     model = made(name)
+    torch.save(model, io.BytesIO())
+    joint_norm.norms(keyed(model, 2))
     first, found = copy.deepcopy(model), []
     for again in (False, True):
         settings(gradient_checkpointing=again, epochs=2 if name == "unet" else 1, batch=2)

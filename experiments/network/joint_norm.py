@@ -23,11 +23,11 @@ def norms(model):
 
 
 @contextmanager
-def joined(model, share, group):
-    """In here the batch norms of `model` see the crops of all ranks of a process group, of which it has this share."""
+def joined(model, share):
+    """In here the batch norms of `model` see the crops of all ranks, of which it has this share."""
     replaced = norms(model)
     for norm in replaced:
-        norm.forward = partial(batch_norm, norm, share, group)
+        norm.forward = partial(batch_norm, norm, share)
     try:
         yield
     finally:
@@ -35,7 +35,7 @@ def joined(model, share, group):
             del norm.forward
 
 
-def batch_norm(norm, share, group, x):
+def batch_norm(norm, share, x):
     """`norm` of x (B, C, ...), this share of all ranks' x, with the mean and variance of all.
 
     Gradients go through both. Raises Refused for a single value of each channel.
@@ -46,9 +46,9 @@ def batch_norm(norm, share, group, x):
     if count == 1:
         reason = "A batch norm of the model sees a single value of each channel in a step"
         raise Refused(f"{reason}: raise trainer.batch, trainer.draws or the crop.")
-    mean = total(values.sum(axes), group) / count
+    mean = total(values.sum(axes)) / count
     centred = values - mean.view(shape)
-    variance = total(centred.square().sum(axes), group) / count
+    variance = total(centred.square().sum(axes)) / count
     y = centred * (variance + norm.eps).rsqrt().view(shape)
     if norm.track_running_stats:
         with torch.no_grad():
@@ -61,12 +61,12 @@ def batch_norm(norm, share, group, x):
     return y.to(x.dtype)
 
 
-def total(x, group):
+def total(x):
     """The sum of all ranks' x; the gradient of x is that of all ranks' losses together."""
 
     def summed(values):
         values = values.detach().clone()
-        torch.distributed.all_reduce(values, group=group)
+        torch.distributed.all_reduce(values)
         return values
 
     y = summed(x) + (x - x.detach())  # which is 0, and has the gradient

@@ -5,6 +5,7 @@ was not tried.
 """
 
 import os
+import pickle
 import signal
 import time
 from datetime import timedelta
@@ -19,7 +20,7 @@ from experiments.errors.process import stop_if_asked
 # closes its connections, which is noticed at once
 PATIENCE, STEP = timedelta(days=30), timedelta(minutes=10)
 LOST = ("gloo", "NCCL", "onnection closed", "onnection reset", "Broken pipe")  # in errors that another rank is gone
-_state = {"count": 1, "step": None}
+_state = {"count": 1, "messages": 0}
 
 
 def started():
@@ -30,11 +31,6 @@ def started():
 def count():
     """How many train this run: 1 unless `begin` was called."""
     return _state["count"]
-
-
-def group():
-    """The process group of what all do in a step of training."""
-    return _state["step"]
 
 
 def begin():
@@ -51,33 +47,41 @@ def _end_with(parent):
 
 
 def join():
-    """Meet the others, who wait for it, once."""
-    if not torch.distributed.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        torch.distributed.init_process_group(backend, timeout=PATIENCE)
-        _state["step"] = torch.distributed.new_group(timeout=STEP)
+    """Meet the others, who wait for rank 0, once."""
+    if torch.distributed.is_initialized():
+        return
+    store, rank, ranks = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
+    _state.update(store=torch.distributed.PrefixStore("askmask", store), messages=0)
+    if rank == 0:
+        send("join")
+    else:
+        received()
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=STEP)
 
 
 def send(message):
-    """Give all other ranks a message; called by rank 0 alone."""
-    try:
-        join()
-        torch.distributed.broadcast_object_list([message], 0)
-    except RuntimeError as error:
-        stop_if_lost(error)
-        raise
+    """Leave a message for all other ranks; called by rank 0 alone."""
+    number = _state["messages"] = _state["messages"] + 1
+    _state["store"].set(f"{number}", pickle.dumps(message))
+    _state["store"].delete_key(f"{number - 2}")  # what comes after a message is computed by all: they have had that one
 
 
 def received():
     """Wait for rank 0's next message."""
-    message = [None]
-    torch.distributed.broadcast_object_list(message, 0)
-    return message[0]
+    number = _state["messages"] = _state["messages"] + 1
+    _state["store"].wait([f"{number}"], PATIENCE)
+    return pickle.loads(_state["store"].get(f"{number}"))  # written by rank 0 of the same torchrun
+
+
+def give(tensor):
+    """A copy of rank 0's tensor into those of all other ranks."""
+    torch.distributed.broadcast(tensor, 0)
 
 
 def is_lost(error):
     """Whether a RuntimeError says that another process is gone, or has not answered in time."""
-    return any(word in str(error) for word in LOST)
+    return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in LOST)
 
 
 def stop_if_lost(error):

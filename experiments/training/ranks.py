@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from experiments.acquisition.needs import solved
-from experiments.errors import Refused, Terminated
+from experiments.errors import Refused
 from experiments.errors.process import refusal
 from experiments.network import joint_norm, processes
 from experiments.network.device import ran_out_of_memory
@@ -55,7 +55,8 @@ def together():
     except SystemExit as ended:
         if ended.code:  # then torchrun ends the others
             raise
-    with suppress(RuntimeError, Terminated):  # the run is over, whatever has become of the others
+    with suppress(RuntimeError):  # the run is over, whatever has become of the others
+        processes.join()
         processes.send(None)
         torch.distributed.destroy_process_group()
 
@@ -80,12 +81,13 @@ class Split:
         if len(x) < processes.count() or processes.count() == 1:
             yield x, masks, keys, 1.0
             return
+        processes.join()
         if not self.sent:
             self._send_model(x)
         tensors = x.contiguous(), masks, keys
         processes.send((torch.initial_seed(), [(tensor.shape, tensor.dtype) for tensor in tensors]))
         for tensor in (_flat(_trained(self.model)), *tensors):
-            torch.distributed.broadcast(tensor, 0, group=processes.group())
+            processes.give(tensor)
         with _part(self.model, tensors) as own:
             yield own
 
@@ -103,7 +105,8 @@ class Split:
             reason = str(error).splitlines()[0]
             raise Refused(f"This model cannot be sent to other processes ({reason}): leave out torchrun.") from error
         how = x.device.type, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-        processes.send((*how, sent.getvalue()))
+        processes.send((*how, sent.tell()))
+        processes.give(torch.frombuffer(sent.getbuffer(), dtype=torch.uint8))
         self.sent = True
 
 
@@ -113,11 +116,11 @@ def _part(model, tensors):
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     own = [tensor.tensor_split(ranks)[rank] for tensor in tensors]
     share = len(own[0]) / len(tensors[0])
-    with joint_norm.joined(model, share, processes.group()):
+    with joint_norm.joined(model, share):
         yield *own, share
     gradients = [p.grad for p in _trained(model) if p.grad is not None]  # the same everywhere: one network, one loss
     sums = _flat(gradients)
-    torch.distributed.all_reduce(sums, group=processes.group())
+    torch.distributed.all_reduce(sums)
     _fill(gradients, sums)
 
 
@@ -142,21 +145,22 @@ def _serve():
         os._exit(1)
 
 
-def _begin(kind, threads, deterministic, sent):
+def _begin(kind, threads, deterministic, size):
     """(this rank's device, what rank 0 sent of a training)."""
     torch.set_num_threads(threads)
     if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)  # imports the compiler, which takes seconds
-    device = processes.device_of(kind)
+    device, sent = processes.device_of(kind), torch.empty(size, dtype=torch.uint8)
+    processes.give(sent)
     # code as well as weights, from rank 0 of the same torchrun alone
-    return device, torch.load(io.BytesIO(sent), map_location=device, weights_only=False)
+    return device, torch.load(io.BytesIO(sent.numpy()), map_location=device, weights_only=False)
 
 
 def _compute(model, forward, losses, device, seed, kinds):
     """This rank's part of a step's gradients, by rank 0's weights."""
     weights, tensors = _flat(_trained(model)), [torch.empty(shape, dtype=d, device=device) for shape, d in kinds]
     for tensor in (weights, *tensors):
-        torch.distributed.broadcast(tensor, 0, group=processes.group())
+        processes.give(tensor)
     _fill([p.detach() for p in _trained(model)], weights)
     seed += torch.distributed.get_rank()  # what a network draws from torch's own generator differs, and repeats
     if seed != torch.initial_seed():
