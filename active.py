@@ -87,6 +87,7 @@ def settings():
     stop_at = 0.0  # validation Dice, or the dataset's own headline, at which the run ends before that; 0: never
     pool_size = 0  # look only at this many images of the pool in each cycle, drawn anew, or their share; 0: at all
     audit = 0.0  # share of each query drawn at random; on it the model that asked is measured before it learns from it
+    repeat = 0.0  # beside each query, this share of it asks again for masks of earlier ones: how far people agree
     noted = ["entropy", "expected_entropy", "bald", "variance"]  # scores of the same passes kept beside the heuristic's
     mc_iters = 10  # stochastic passes that score the pool; the published setting is 20
     label = heuristic  # results are <results_dir>/<label>_<run>.npy and a folder of that name
@@ -97,6 +98,7 @@ def settings():
     tensorboard_dir = ""  # TensorBoard's event files as well; needs tensorboardX
     tags = ""  # words, with commas between, to find the run by in Omniboard; `-c "..."` adds a note
     shared_dir = ""  # a folder in which runs that begin alike leave their first cycle for one another, "" for none
+    ray = ""  # a Ray cluster that scores the pool in shards: its address, auto, or local for its own; "" for none
     study = ""  # sha256 of the study file that asked for this run, which its ledger then holds
     checkpoint = "last"  # which cycles' weights to keep: last, all or none
     resume = "same"  # anyway: go on with other versions, sources or devices than the run began with, which is recorded
@@ -113,6 +115,7 @@ ALLOWED = {
     "stop_at": Range(above=0, most=1, zero="never"),
     "pool_size": Range(least=0),
     "audit": Range(least=0, below=1),
+    "repeat": Range(least=0, below=1),
     "mc_iters": Range(least=1),
     "members": Range(least=1, most=100),
     "checkpoint": ("last", "all", "none"),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from experiments.errors import Refused
 from experiments.records.progress import say
 from experiments.store import Item
-from experiments.store.reading import FORMATS, pages, size
+from experiments.store.reading import FORMATS, format_of, pages, size
 
 CONVERT = {  # what is seen beside images and is none that can be read: how it becomes one
     (".dcm", ".dicom", ".ima"): "DICOM: export 8- or 16-bit PNG, the same window for every image",
@@ -20,7 +20,10 @@ CONVERT = {  # what is seen beside images and is none that can be read: how it b
     (".svs", ".ndpi", ".mrxs", ".scn", ".czi", ".lif", ".nd2", ".vsi"): "a microscope's format: export tiles as TIFF",
     (".webp", ".jp2", ".heic", ".avif", ".tga", ".ppm", ".pgm", ".exr"): "no PNG, JPEG, BMP, GIF or TIFF: save as PNG",
 }
-SHOWN = 3  # examples in a message
+DRAWN = {  # what stands in for masks where no image does
+    (".json", ".geojson", ".xml", ".svg", ".roi"): "no picture: draw its outlines or boxes as PNG masks",
+}
+SHOWN, LISTED, BRIEF = 3, 6, 32  # examples in a message, names of what a folder holds, characters of these
 told = cache(say)  # load is called more than once in a run
 
 
@@ -62,13 +65,17 @@ def list_items(images, masks, image_pattern, mask_pattern, several, source, unla
 
     With `unlabelled` images may have no mask: theirs is None.
     """
+    if images.is_file() and masks.is_file():
+        return numbered({(images.stem,): [images]}, {(images.stem,): [masks]}, source)
     image_of, mask_of = regex(image_pattern, "image"), regex(mask_pattern, "mask")
     if set(image_of.groupindex) != set(mask_of.groupindex):
         raise Refused(f"folder.image_pattern={image_pattern} and mask_pattern={mask_pattern} name different parts.")
     if images.resolve() == masks.resolve() and image_pattern == mask_pattern:
+        within = sorted(entry.name for entry in os.scandir(images) if entry.is_dir()) if images.is_dir() else []
+        folders = f" or, of {', '.join(within[:LISTED])}, folder.images=... folder.masks=..." if within[1:] else ""
         raise Refused(
             f"Images and masks are both in {images}: say how masks are called, as folder.mask_pattern="
-            "{name}_mask.png."
+            f"{{name}}_mask.png{folders}."
         )
     none_yet = unlabelled and not masks.is_dir()
     found_masks = {} if none_yet else match(masks, mask_of, "masks", image_of.groupindex, may_be_none=unlabelled)
@@ -80,8 +87,8 @@ def list_items(images, masks, image_pattern, mask_pattern, several, source, unla
         images,
         lambda key: not unlabelled and key not in found_masks,
         "images have no mask",
-        f"put theirs into {masks} as {mask_pattern}, set folder.masks=... folder.mask_pattern=..., or "
-        "folder.unlabelled=True for people to draw them",
+        f"put theirs into {masks} as {mask_pattern}{so_called(found, found_masks)}, set folder.masks=... "
+        "folder.mask_pattern=..., or folder.unlabelled=True for people to draw them",
     )
     if not several:
         refuse(
@@ -94,6 +101,18 @@ def list_items(images, masks, image_pattern, mask_pattern, several, source, unla
     lone = len(found_masks.keys() - found.keys())
     if lone:
         told(f"{lone} masks in {masks} have no image and are left out.")
+    return numbered(found, found_masks, source)
+
+
+def so_called(images, masks):
+    """How masks {key: paths} seem to be called after images of one name: the pattern to set, "" if it shows none."""
+    name = next((key[0] for key in sorted(images, key=natural) if len(key) == 1 and key not in masks), "/")
+    same = sorted(path.name for [path, *_] in masks.values() if path.name.startswith(name) and path.stem != name)
+    return f" or, as they seem called, set folder.mask_pattern={{name}}{same[0].removeprefix(name)}" if same else ""
+
+
+def numbered(found, found_masks, source):
+    """The Items of images and masks {key: paths}, one for each page, train_2 before train_10."""
     items = []
     for key in sorted(found, key=natural):
         [path], own, title = found[key], tuple(found_masks.get(key, ())), "/".join(key)
@@ -142,8 +161,8 @@ def regex(pattern, what):
 def match(folder, pattern, what, names, but=(), may_be_none=False):
     """{key: paths} of the image files under a folder that a pattern matches, without hidden ones and those in `but`."""
     if not folder.is_dir():
-        raise Refused(f"{folder} is no folder: put the {what} there, or set folder.root=... folder.{what}=...")
-    found, seen = defaultdict(list), 0
+        raise no_folder(folder, what)
+    found, seen, drawn = defaultdict(list), 0, None
     for place, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
         for name in sorted(name for name in files if not name.startswith(".")):
@@ -154,12 +173,30 @@ def match(folder, pattern, what, names, but=(), may_be_none=False):
                 raise Refused(f"{path} is {how}.")
             readable = path.suffix.lower() in FORMATS
             seen += readable
+            drawn = drawn or next(
+                (f"{path} is {how}" for ends, how in DRAWN.items() if name.lower().endswith(ends)), None
+            )
             if matched and readable and path not in but:
                 found[tuple(matched[name] for name in names)].append(path)
+    if not found and not may_be_none and not seen and drawn:
+        raise Refused(f"{drawn}, and set folder.{what}=...")
     if not found and not may_be_none:
         held = f"{seen} PNG, JPEG, BMP, GIF or TIFF files" + (", none of which fits the pattern" if seen else "")
         raise Refused(f"{folder} holds {held}: put the {what} there, or set folder.{what}=... and the patterns.")
     return found
+
+
+def no_folder(folder, what):
+    """The Refused that names what lies where a folder should be: folders and, without any, images."""
+    there = os.listdir(folder.parent) if folder.parent.is_dir() else []
+    names = sorted(
+        (name for name in there if not name.startswith((".", "__MACOSX"))), key=lambda name: natural((name,))
+    )
+    names = [name for name in names if (folder.parent / name).is_dir()] or [name for name in names if format_of(name)]
+    brief = ", ".join(name if len(name) <= BRIEF else f"{name[:BRIEF]}..." for name in names[:LISTED])
+    more = f" ... ({len(names)})" if len(names) > LISTED else ""
+    held = f" ({folder.parent} holds {brief}{more})" if names else ""
+    return Refused(f"{folder} is no folder{held}: put the {what} there, or set folder.root=... folder.{what}=...")
 
 
 def refuse(found, folder, wrong, what, fix):

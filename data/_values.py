@@ -9,11 +9,12 @@ from PIL import Image
 from data._pairs import as_part, told
 from experiments.errors import BadData, Refused
 from experiments.store import IGNORE
-from experiments.store.reading import pages, pixels, resized
+from experiments.store.reading import format_of, pages, pixels, resized
 
 COLOUR = 2**24  # + 0xrrggbb: how a colour is told from a number
 LISTED = 32  # different values of masks that can still be classes
 NUMBERED = 4  # from more values on they may be numbers of objects
+APART, TRUE = 40, 0.002  # how far, in a channel, JPEG blurs a value, and what share of all pixels a true one has
 
 
 def read_meaning(classes, values, ignore):
@@ -74,10 +75,11 @@ def propose(masks, confirm):
         raise Refused(f"What do the masks' values mean? Type {how}: without validation or test masks none is proposed.")
     found = Counter()
     masks = list(dict.fromkeys(as_part(mask)._replace(whole=(), rows=(), columns=()) for mask in masks))
+    soft = next((mask for mask in masks if format_of(mask.paths[0]) == "JPEG"), None)
     for mask in masks:
         codes, counts = np.unique(merged(mask, colours=None), return_counts=True)
         found.update(dict(zip(codes.tolist(), counts.tolist(), strict=True)))
-        if len(found) > LISTED:
+        if len(found) > LISTED and not soft:
             few = ", ".join(shown(code) for code in sorted(found)[:8])
             raise Refused(
                 f"{mask} brings the values of masks to {len(found)} ({few} ...): numbered objects are "
@@ -86,14 +88,16 @@ def propose(masks, confirm):
     if max(found) >= COLOUR:  # a mask without colour in it is a coloured one too
         for grey in [code for code in found if code < COLOUR]:
             found[COLOUR + grey % 256 * 0x010101] += found.pop(grey)
+    if soft and len(found) > 2:
+        true = true_values(found)
+        typed = meant(true) if len(true) > 1 else "0:background,255:lesion or #000000:background,#00ff00:polyp"
+        raise Refused(
+            f'{soft} is JPEG, which blurs values: type the true ones, "folder.values={typed}" folder.snap=True.'
+        )
     values = sorted(found)
     if len(values) < 2:
         raise Refused(f"The {len(masks)} validation and test masks hold only the value {shown(values[0])}: type {how}.")
-    void = IGNORE in values and len(values) > 2 and 1 in values
-    names = {value: f"class{place}" for place, value in enumerate(values)} | {values[0]: "background"}
-    if len(values) == 2:
-        names[values[1]] = "foreground"
-    typed = ",".join(f"{shown(v)}:{'ignore' if void and v == IGNORE else names[v]}" for v in values)
+    typed = meant(values)
     total = sum(found.values())
     held = ", ".join(f"{shown(value)} ({found[value] / total:.1%})" for value in values)
     seen = f"{len(masks)} validation and test masks hold the values {held}"
@@ -105,15 +109,35 @@ def propose(masks, confirm):
     return read_meaning("", typed, -1)
 
 
+def meant(values):
+    """A meaning that these sorted values may have, as it is typed; 255 is ignored where 1 is a class beside others."""
+    void = IGNORE in values and len(values) > 2 and 1 in values
+    names = {value: f"class{place}" for place, value in enumerate(values)} | {values[0]: "background"}
+    if len(values) == 2:
+        names[values[1]] = "foreground"
+    return ",".join(f"{shown(v)}:{'ignore' if void and v == IGNORE else names[v]}" for v in values)
+
+
+def true_values(found):
+    """Sorted values that stand out among blurred ones {value: count}: frequent, and apart from what is more so."""
+    apart, least = [], TRUE * sum(found.values())
+    far = lambda one, other: max(abs((one >> s & 255) - (other >> s & 255)) for s in (0, 8, 16))  # noqa: E731
+    for value, count in found.most_common():
+        if count >= least and all(far(value, other) > APART for other in apart):
+            apart.append(value)
+    return sorted(apart)
+
+
 def codes_of(path, page, colours):
-    """(H, W) int64 of a mask file: its numbers, or COLOUR + 0xrrggbb where `colours`, or if it has some where None."""
+    """(H, W) of a mask file: its numbers as they are stored, or int64 COLOUR + 0xrrggbb where `colours`, or if it has
+    some where None."""
     raw = pixels(path, page, indices=not colours)
     if raw.ndim == 3 and (raw.shape[-1] != 3 or raw.dtype != np.uint8):
         raise BadData(f"{path} has {raw.shape[-1]} channels of {raw.dtype}: a mask is grey, or RGB with 8 bits.")
     if raw.ndim == 3 and not colours and (raw == raw[..., :1]).all():
         raw = raw[..., 0]
     if raw.ndim == 2 and not colours:
-        return raw.astype(np.int64)
+        return raw
     if colours is False:
         few = [shown(code) for code in np.unique(pack(raw))[:4].tolist()]
         raise BadData(
@@ -131,7 +155,8 @@ def merged(mask, colours):
     """The codes (H, W) of an Item's mask; of several files, one object each, the largest of each pixel."""
     for path in mask.paths:
         if pages(path) != mask.pages:
-            raise BadData(f"{path} has {pages(path)} pages, its image {mask.pages}: replace it.")
+            one = "where its image's are channels, save these as one page" if pages(path) == 1 else "replace it"
+            raise BadData(f"{path} has {pages(path)} pages, its image {mask.pages}: {one}.")
     first, *others = (codes_of(path, mask.page, colours) for path in mask.paths)
     for path, other in zip(mask.paths[1:], others, strict=True):
         if other.shape != first.shape:
@@ -150,7 +175,7 @@ def read_mask(mask, ranges, snap, resize):
         result[inside] = number
         known |= inside
     if not known.all():
-        others, where = np.unique(codes[~known], return_inverse=True)
+        others, where = np.unique(codes[~known].astype(np.int64), return_inverse=True)
         if not snap:
             few = ", ".join(map(shown, others[:8].tolist())) + (" ..." if len(others) > 8 else "")
             declared = ", ".join(shown(first) if first == last else f"{first}-{last}" for first, last, _ in ranges)
@@ -159,7 +184,8 @@ def read_mask(mask, ranges, snap, resize):
                 "folder.values or folder.ignore, or set folder.snap=True to take the nearest, as JPEG needs."
             )
         result[~known] = nearest(others, ranges)[where]
-    result = np.array(resized(Image.fromarray(result), resize, smooth=False))
+    if resize != 1:
+        result = np.array(resized(Image.fromarray(result), resize, smooth=False))
     if mask.whole and mask.whole != result.shape:
         (h, w), (height, width) = result.shape, mask.whole
         raise BadData(f"{mask} is {w} x {h}, its image {width} x {height}: replace the mask.")

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from sacred import Ingredient
 
-from data._pairs import as_part, list_items, tiles, told
+from data._pairs import as_part, list_items, no_folder, tiles, told
 from data._splits import deal, official, read_list
 from data._values import propose, read_mask, read_meaning, read_original, spelled
 from experiments.components.settings import Range
@@ -123,6 +123,8 @@ def list_parts(root, places, apart, image_pattern, mask_pattern, several, source
         return {"": list_items(*(root / place for place in places), *how)}
     held = {}
     for part, (images, masks) in apart.items():
+        if part == "train" and not masks.parent.is_dir():
+            raise no_folder(masks.parent, "masks")
         if part != "train" and not masks.is_dir():
             told(f"{masks} is no folder: the images of {images} have no masks, and are left out.")
             continue

@@ -76,7 +76,7 @@ def show(entries):
 
 
 def markdown(entries):
-    """The README's table of strategies: which setting takes each, what it does, where it comes from."""
+    """The table of strategies in docs/components.md: which setting takes each, what it does, where it comes from."""
     rows = {}
     for entry in ("heuristic", "batch", "initial"):
         for component in entries.get(entry, ()):
@@ -95,7 +95,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("names", nargs="*", help="components, as bald or unet; none: all of them")
     parser.add_argument("--json", action="store_true", help="for machines")
-    parser.add_argument("--markdown", action="store_true", help="the README's table of strategies")
+    parser.add_argument("--markdown", action="store_true", help="the table of strategies in docs/components.md")
     asked = parser.parse_args()
     with one_line_errors():
         entries = catalogue(asked.names)

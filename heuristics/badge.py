@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from sacred import Ingredient
 
+from experiments.acquisition import selection
 from experiments.acquisition.pool import pooled
 from experiments.acquisition.prediction import winner
 from experiments.acquisition.ranking import shuffled
@@ -39,14 +40,12 @@ def gathered(images, of, source=""):
 
     Raises Refused naming an image whose row is not finite.
     """
-    batches = [(positions, of(prediction)) for positions, prediction in images.predictions(source)]
-    seen = np.concatenate([positions for positions, _ in batches])
-    by_id = np.argsort(np.asarray(images.ids)[seen])
-    rows = torch.cat([rows for _, rows in batches])
-    rows = rows[torch.from_numpy(by_id).to(rows.device)]
-    for i in (~rows.isfinite().all(1)).nonzero().flatten().tolist():
-        raise Refused(f"The predictions for image {images.ids[seen[by_id][i]]} are not finite.")
-    return seen[by_id], rows
+    order = np.argsort(np.asarray(images.ids))
+    found = selection.rows(images, of, source)
+    found = found[torch.from_numpy(order).to(found.device)]
+    for i in (~found.isfinite().all(1)).nonzero().flatten().tolist():
+        raise Refused(f"The predictions for image {images.ids[order[i]]} are not finite.")
+    return order, found
 
 
 def gradients(prediction, size):

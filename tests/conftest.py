@@ -39,6 +39,27 @@ def settings(root, results, **updates):
     return tiny | updates
 
 
+def lab_settings(root, results, **updates):
+    """Those of a run on a lab's folder: an audit, repeats and the like are for the test to add."""
+    tiny = settings(root, results, cycles=2, query=2, heuristic="entropy", initial="annotated")
+    del tiny["phantom.root"]
+    tiny |= {"dataset": "folder", "folder.root": str(root), "folder.unlabelled": True, "folder.test": 0.0}
+    tiny |= {"folder.classes": "background,gland", "folder.val_file": "val.txt", "folder.crop": 64}
+    return tiny | updates
+
+
+def asked(results, name, label="entropy"):
+    """(folder of a request, the names of its images)."""
+    place = Path(results, f"{label}_0", "queries", name)
+    return place, [image["name"] for image in json.loads((place / "manifest.json").read_text())["images"]]
+
+
+def answer(truth, place, names):
+    """Draw these masks as they are in the folder `truth`."""
+    for name in names:
+        shutil.copy(truth / "truth" / f"{name}.png", place / "labels")
+
+
 def events(results, label="bald", run=0):
     """The events of a ledger as JSON has them, without the lines' hashes."""
     lines = Path(results, f"{label}_{run}", "ledger.jsonl").read_text().splitlines()
@@ -194,6 +215,46 @@ def phantom_root(tmp_path_factory):
         patch.setattr(phantom, "plan", lambda seed: chosen)
         phantom.draw_folder(root / "seed_0", 0)
     return root
+
+
+@pytest.fixture(scope="session")
+def truth(phantom_root, tmp_path_factory):
+    """A folder `images` of 12 images and a folder `truth` of all their masks. Do not write."""
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("Lab")
+    for part in ("images", "truth"):
+        (root / part).mkdir()
+    names = sorted(path.name for path in (phantom_root / "seed_0").glob("train_*[0-9].bmp"))[:12]
+    for number, name in enumerate(names):
+        shutil.copy(phantom_root / "seed_0" / name, root / "images" / f"im_{number}.bmp")
+        mask = np.array(Image.open(phantom_root / "seed_0" / name.replace(".bmp", "_anno.bmp"))) > 0
+        Image.fromarray(mask.astype(np.uint8)).save(root / "truth" / f"im_{number}.png")
+    return root
+
+
+@pytest.fixture
+def lab_root(truth, tmp_path):
+    """A lab's folder of 12 images, four of which have a mask; the first two validate."""
+    root = tmp_path / "lab"
+    shutil.copytree(truth / "images", root / "images")
+    (root / "masks").mkdir()
+    for number in range(4):
+        shutil.copy(truth / "truth" / f"im_{number}.png", root / "masks")
+    (root / "val.txt").write_text("im_0\nim_1\n")
+    return root
+
+
+@pytest.fixture
+def lab(lab_root, tmp_path, experiment):
+    """lab(command, to, **updates): one start of a run on these images, into tmp_path/results; Sacred's Run."""
+
+    def start(command="main", to="results", **updates):
+        tiny = lab_settings(lab_root, tmp_path / to, **updates)
+        return experiment.run(command, config_updates=tiny, named_configs=["smoke"])
+
+    return start
 
 
 def join_heartbeat(run):

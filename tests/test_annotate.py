@@ -3,68 +3,27 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import events, settings
+import torch
+from conftest import answer, asked, events
 from PIL import Image
 
 from data._splits import deal
 from experiments.acquisition import pictures
-from experiments.annotate import answers, request
+from experiments.annotate import answers, nearest, page, request
 from experiments.components.randomness import generator
 from experiments.errors import AwaitingLabels, BadData, Refused
+from experiments.predict.familiar import features
+from experiments.predict.opened import open_run
 from experiments.records.ledger import Ledger
 from experiments.store import Item
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 CLASSES = 3
 IMAGE = {"id": "a/b", "name": "a__b", "sha256": "f" * 64, "height": 6, "width": 8}
-
-
-@pytest.fixture(scope="module")
-def truth(phantom_root, tmp_path_factory):
-    """A folder `images` of 12 images and a folder `truth` of all their masks."""
-    root = tmp_path_factory.mktemp("Lab")
-    for part in ("images", "truth"):
-        (root / part).mkdir()
-    names = sorted(path.name for path in (phantom_root / "seed_0").glob("train_*[0-9].bmp"))[:12]
-    for number, name in enumerate(names):
-        shutil.copy(phantom_root / "seed_0" / name, root / "images" / f"im_{number}.bmp")
-        mask = np.array(Image.open(phantom_root / "seed_0" / name.replace(".bmp", "_anno.bmp"))) > 0
-        Image.fromarray(mask.astype(np.uint8)).save(root / "truth" / f"im_{number}.png")
-    return root
-
-
-@pytest.fixture
-def lab(truth, tmp_path, experiment):
-    """lab(**updates): one start of a run on images of which four have masks, into tmp_path/results; Sacred's Run."""
-    root = tmp_path / "lab"
-    shutil.copytree(truth / "images", root / "images")
-    (root / "masks").mkdir()
-    for number in range(4):
-        shutil.copy(truth / "truth" / f"im_{number}.png", root / "masks")
-    (root / "val.txt").write_text("im_0\nim_1\n")
-
-    def start(to="results", **updates):
-        tiny = settings(root, tmp_path / to, cycles=2, query=2, heuristic="entropy", initial="annotated")
-        del tiny["phantom.root"]
-        tiny |= {"dataset": "folder", "folder.root": str(root), "folder.unlabelled": True, "folder.test": 0.0}
-        tiny |= {"folder.classes": "background,gland", "folder.val_file": "val.txt", "folder.crop": 64}
-        return experiment.run(config_updates=tiny | updates, named_configs=["smoke"])
-
-    return start
-
-
-def asked(tmp_path, name):
-    """(folder of a request, the names of its images)."""
-    place = tmp_path / "results" / "entropy_0" / "queries" / name
-    return place, [image["name"] for image in json.loads((place / "manifest.json").read_text())["images"]]
-
-
-def answer(truth, place, names):
-    for name in names:
-        shutil.copy(truth / "truth" / f"{name}.png", place / "labels")
 
 
 def weights(folder):
@@ -78,12 +37,12 @@ def test_a_run_without_ground_truth_equals_one_whose_oracle_knew_it(lab, truth, 
     assert AwaitingLabels.code == 0
     (record,) = (tmp_path / "results" / "entropy_0" / "sacred").glob("*.json")
     assert json.loads(record.read_text())["status"] == "AWAITING_LABELS"
-    place, names = asked(tmp_path, "cycle_000")
-    page = (place / "index.html").read_text()
-    assert page.count("at random, for the audit") == 1  # whose image is drawn without the model's mask to begin from
+    place, names = asked(tmp_path / "results", "cycle_000")
+    shown = (place / "index.html").read_text()
+    assert shown.count("at random, for the audit") == 1  # whose image is drawn without the model's mask to begin from
     assert [path.stem for path in (place / "prediction").iterdir()] == names[:1]
     for name in names:
-        assert f"labels/{name}.png" in page and "http" not in page
+        assert f"labels/{name}.png" in shown and "http" not in shown
         original = tmp_path / "lab" / "images" / f"{name}.bmp"
         assert (place / "images" / f"{name}.bmp").read_bytes() == original.read_bytes()
     original = tmp_path / "lab" / "images" / f"{names[0]}.bmp"
@@ -112,7 +71,7 @@ def test_a_run_without_ground_truth_equals_one_whose_oracle_knew_it(lab, truth, 
             lab(**share)
     with pytest.raises(AwaitingLabels, match="cycle_001"):
         lab(**share)
-    answer(truth, *asked(tmp_path, "cycle_001"))
+    answer(truth, *asked(tmp_path / "results", "cycle_001"))
     assert lab(**share).status == "COMPLETED"
     found = events(tmp_path / "results", "entropy")
     counted = [id for event in found if event["event"] == "answered" for id in event["masks"]]
@@ -130,7 +89,7 @@ def test_a_run_without_ground_truth_equals_one_whose_oracle_knew_it(lab, truth, 
 def test_a_mask_drawn_anew_counts_from_then_on_and_the_old_one_stays(lab, truth, tmp_path, capsys):
     with pytest.raises(AwaitingLabels):
         lab()
-    first, names = asked(tmp_path, "cycle_000")
+    first, names = asked(tmp_path / "results", "cycle_000")
     answer(truth, first, names)
     (image,) = (
         image for image in json.loads((first / "manifest.json").read_text())["images"] if image["name"] == names[1]
@@ -155,7 +114,7 @@ def test_a_mask_drawn_anew_counts_from_then_on_and_the_old_one_stays(lab, truth,
         drawn = np.array(image)
     drawn[:4] = 255  # nobody looked there after all
     Image.fromarray(drawn).save(path)
-    answer(truth, *asked(tmp_path, "cycle_001"))
+    answer(truth, *asked(tmp_path / "results", "cycle_001"))
     capsys.readouterr()
     lab()
     assert f"{names[0]} was drawn anew" in capsys.readouterr().out
@@ -176,16 +135,39 @@ def test_a_mask_drawn_anew_counts_from_then_on_and_the_old_one_stays(lab, truth,
 def test_what_was_edited_in_a_request_is_refused(lab, tmp_path):
     with pytest.raises(AwaitingLabels):
         lab()
-    place, _ = asked(tmp_path, "cycle_000")
+    place, names = asked(tmp_path / "results", "cycle_000")
     text = (place / "manifest.json").read_text()
-    for other in (text.replace('"gland"', '"vessel"'), text.replace('"height": ', '"height": 1'), "{", "[]"):
+    opened = open_run(tmp_path / "results" / "entropy_0", device="cpu", threads=1)
+    rows = {name: seen(opened, tmp_path / "lab" / "images" / f"{name}.bmp") for name in [*names, "im_2", "im_3"]}
+    near = {name: min(("im_2", "im_3"), key=lambda other, row=rows[name]: np.linalg.norm(row - rows[other]))
+            for name in names}  # fmt: skip
+    assert {image["id"]: image["nearest"] for image in json.loads(text)["images"]} == near
+    assert json.loads(text)["nearest_by"] == "Euclidean distance of features by the bottleneck of model=unet"
+    swapped = text.replace(f'"name": "{names[0]}"', f'"name": "{names[1]}"')
+    for other in (text.replace('"gland"', '"vessel"'), text.replace('"height": ', '"height": 1'), swapped, "{", "[]"):
         (place / "manifest.json").write_text(other)
-        with pytest.raises(Refused, match="is not as the run wrote it: remove it"):
+        with pytest.raises(Refused, match="is not as it was written: remove it, and the same command"):
             lab()
     (place / "manifest.json").unlink()
     with pytest.raises(AwaitingLabels):
         lab()
     assert (place / "manifest.json").read_text() == text
+
+
+def seen(opened, path):
+    """(D,) features of an image file by a run's model, with nothing of experiments/acquisition."""
+    image = torch.from_numpy(np.array(Image.open(path).convert("RGB")))[None]
+    return features(opened.model, opened.layers["bottleneck"], image)[0]
+
+
+def test_a_model_without_features_names_no_nearest_image_and_says_why():
+    state = SimpleNamespace(config={"model": "mine"}, active=SimpleNamespace(n_labelled=4), encoder=None)
+    state.components = {"model": SimpleNamespace(HAS=("features",))}
+    assert nearest.among(state, [7, 8], 0, None) == ([None] * 2, "no image was labelled when these were asked for")
+    none = "model=mine has no features to compare, encoder=... would give some"
+    assert nearest.among(state, [7, 8], 1, None) == ([None] * 2, none)
+    state.components["model"].LAYERS = {"encoder": "0"}
+    assert nearest.among(state, [7], 1, lambda: False) == ([None], "the weights that asked are gone")
 
 
 def test_images_that_come_between_two_starts_join_the_pool_and_nothing_else_is_taken(lab, truth, tmp_path, capsys):
@@ -227,10 +209,10 @@ def test_images_that_come_between_two_starts_join_the_pool_and_nothing_else_is_t
     with pytest.raises(Refused, match="other train images"):
         lab(query=7)
     shutil.copy(last, images / "z_last.bmp")
-    answer(truth, *asked(tmp_path, "cycle_000"))
+    answer(truth, *asked(tmp_path / "results", "cycle_000"))
     with pytest.raises(AwaitingLabels, match="1 of 2"):
         lab(query=7)
-    assert set(asked(tmp_path, "cycle_001")[1]) == {"a_first", "z_last"}
+    assert set(asked(tmp_path / "results", "cycle_001")[1]) == {"a_first", "z_last"}
     found = events(tmp_path / "results", "entropy")
     assert found[0]["images"] == began and [e["pool"] for e in found if e["event"] == "evaluated"] == [7, 2]
     (tmp_path / "results" / "entropy_0" / "queries" / "cycle_001" / "labels" / "z_last.png").write_bytes(
@@ -247,7 +229,7 @@ def test_images_that_come_between_two_starts_join_the_pool_and_nothing_else_is_t
 def test_strategies_may_ask_for_the_first_images_too(lab, tmp_path):
     with pytest.raises(AwaitingLabels, match="start/index.html"):
         lab(initial="random", start=4)
-    place, names = asked(tmp_path, "start")
+    place, names = asked(tmp_path / "results", "start")
     assert len(names) == 4 and not list((place / "prediction").iterdir())
 
 
@@ -314,6 +296,10 @@ def test_a_mask_finds_its_image_by_hash_then_id_then_name(tmp_path):
         assert answers.image_of(tmp_path / name, images, row) is IMAGE
     with pytest.raises(BadData, match="for no image that was asked for"):
         answers.image_of(tmp_path / "d.png", images, {})
+    with pytest.raises(BadData, match="c.png is by its hash dddddddddddd of an image that was not asked for"):
+        answers.image_of(tmp_path / "c.png", images, {"sha256": "d" * 64})
+    with pytest.raises(BadData, match="c.png is said to be of c, by the hash of a/b"):
+        answers.image_of(tmp_path / "c.png", images, {"sha256": "f" * 64, "id": "c"})
 
 
 def test_no_two_ids_share_a_file():
@@ -363,4 +349,4 @@ def test_only_images_with_masks_validate_or_test():
 def test_a_page_shows_images_whatever_their_name():
     image = {"id": "50%#1", "name": "50%#1", "image": "images/50%#1.png", "group": "", "score": None, "rank": 0}
     image |= {"height": 8, "width": 8}
-    assert 'src="images/50%25%231.png"' in request.figure(1, image, "bald")
+    assert 'src="images/50%25%231.png"' in page.figure(1, image, "bald")

@@ -1,4 +1,4 @@
-"""The catalogue lists every published strategy with its source, and the README's table is what it prints."""
+"""The catalogue lists every published strategy with its source, and the table in docs/ is what it prints."""
 
 import json
 import re
@@ -35,7 +35,7 @@ PLAIN = {
 }  # nobody's invention
 
 
-TABLE = (ROOT / "README.md").read_text("utf-8").partition("--markdown -->\n")[2].partition("\n<!-- end")[0]
+TABLE = (ROOT / "docs/components.md").read_text("utf-8").partition("--markdown -->\n")[2].partition("\n<!-- end")[0]
 
 
 def tracked():
@@ -48,7 +48,7 @@ def tracked():
 
 
 def projects(entries, files):
-    """The strategies without those of one's own: of these files, if there are none what the README's table names."""
+    """The strategies without those of one's own: of these files, if there are none what the table in docs/ names."""
     named = re.findall(r"^\| `(\w+)`", TABLE, re.MULTILINE)
     files = files or [f"{folder}/{name}.py" for folder in FOLDERS.values() for name in named]
     return {e: [c for c in entries[e] if f"{folder}/{c['name']}.py" in files] for e, folder in FOLDERS.items()}

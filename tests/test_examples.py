@@ -1,4 +1,4 @@
-"""The components that README.md prints run as they are printed, in a copy of the project."""
+"""The components that docs/extending.md prints run as they are printed, in a copy of the project."""
 
 import re
 import shutil
@@ -12,8 +12,8 @@ from PIL import Image
 
 from experiments.components import ROOT
 
-README = (ROOT / "README.md").read_text()
-FILES = re.findall(r"`((?:heuristics|data|models)/\w+\.py)`[^`]*(?:`[^`\n]+`[^`]*)*?```python\n(.*?)```", README, re.S)
+PAGE = (ROOT / "docs/extending.md").read_text()
+FILES = re.findall(r"`((?:heuristics|data|models)/\w+\.py)`[^`]*(?:`[^`\n]+`[^`]*)*?```python\n(.*?)```", PAGE, re.S)
 
 
 @pytest.fixture(scope="module")

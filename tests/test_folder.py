@@ -171,7 +171,13 @@ def test_polyps_in_jpeg_with_masks_in_jpeg(tmp_path):
         save(tmp_path / f"masks/{k}.jpg", mask * np.uint8(255), quality=80)
     said = refusal(tmp_path, **LESION)
     assert "folder.snap=True" in said and ".jpg holds 1, 2, " in said and "beside 0, 255" in said
-    assert "folder.snap=True" in refusal(tmp_path)  # no meaning is proposed for them
+    assert '"folder.values=0:background,255:foreground" folder.snap=True' in refusal(tmp_path)
+    for k in range(6):
+        colours = np.array([[0, 0, 0], [0, 200, 0], [200, 0, 0]], np.uint8)[disc(k)[1] * (1 + (k > 2))]
+        save(tmp_path / f"masks/{k}.jpg", colours, quality=80)
+    assert "or #000000:background,#00ff00:polyp" in refusal(tmp_path)  # in so few pixels no colour stands out
+    for k in range(6):
+        save(tmp_path / f"masks/{k}.jpg", disc(k)[1] * np.uint8(255), quality=80)
     found = opened(load(tmp_path, snap=True, **LESION))
     assert all(np.array_equal(found[str(k)][1], disc(k)[1]) for k in range(6))
     assert all(np.array_equal(found[str(k)][0], Image.open(tmp_path / f"images/{k}.jpg")) for k in range(6))
@@ -188,6 +194,36 @@ def test_vessels_in_tiff_with_masks_in_gif(tmp_path):
     assert sorted(found) == [str(k) for k in range(21, 27)] and found["21"][1].all()
     assert all(np.array_equal(found[str(k)][1], disc(k)[1]) for k in range(22, 27))
     assert all(np.array_equal(found[str(k)][0], disc(k)[0]) for k in range(21, 27))
+
+
+def test_masks_in_tiff_are_read_as_they_are_stored(tmp_path):
+    """A bool array of tifffile, and a mask with ImageJ's inverting LUT, say that 0 is shown as white."""
+    for k in range(6):
+        image, mask = disc(k)
+        save(tmp_path / f"images/{k}.png", image)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        stored = mask.astype(bool) if k % 2 else mask * np.uint8(255)
+        tifffile.imwrite(tmp_path / f"masks/{k}.tif", stored, photometric="miniswhite")
+        tifffile.imwrite(tmp_path / f"images/{k}.tif", image[..., 0], photometric="miniswhite")
+    found = opened(load(tmp_path, image_pattern="{name}.png", **LESION))
+    assert all(np.array_equal(found[str(k)][1], disc(k)[1]) for k in range(6))
+    shown = opened(load(tmp_path, image_pattern="{name}.tif", **LESION))  # an image as it is shown
+    assert all(np.array_equal(shown[str(k)][0][..., 0], 255 - disc(k)[0][..., 0]) for k in range(6))
+
+
+def test_one_stack_by_the_names_of_its_two_files(tmp_path):
+    """As the ISBI challenge of 2012 has it: train-volume.tif, train-labels.tif and a test volume without labels."""
+    drawn = [disc(k) for k in range(10)]
+    tifffile.imwrite(tmp_path / "train-volume.tif", np.stack([image[..., 0] for image, _ in drawn]))
+    tifffile.imwrite(tmp_path / "test-volume.tif", np.stack([image[..., 0] for image, _ in drawn]))
+    tifffile.imwrite(tmp_path / "train-labels.tif", np.stack([255 - mask * np.uint8(255) for _, mask in drawn]))
+    files = {"images": "train-volume.tif", "masks": "train-labels.tif", "channels": 1}
+    given = {"values": "0:membrane,255:cell"} | files
+    assert "folder.source='(.*)'" in refusal(tmp_path, **given)
+    found = opened(load(tmp_path, source="(.*)", **given))
+    assert sorted(found) == [f"train-volume_{k:03d}" for k in range(10)]
+    assert all(np.array_equal(found[f"train-volume_{k:03d}"][1], 1 - drawn[k][1]) for k in range(10))
+    assert "(" in (line := refusal(tmp_path, **given | {"masks": "labels.tif"})) and "train-labels.tif" in line
 
 
 @pytest.fixture
@@ -340,6 +376,15 @@ def floats(path):
     tifffile.imwrite(path, np.zeros((24, 32), np.float32))
 
 
+def planes(path):
+    tifffile.imwrite(path, np.zeros((3, 24, 32), np.uint8), photometric="minisblack", metadata={"axes": "CYX"})
+
+
+def alone_in_alpha(path):
+    mask = np.array(Image.open(path))
+    Image.fromarray(np.dstack([np.full_like(mask, 255)] * 3 + [mask])).save(path)
+
+
 def turned(path):
     exif = Image.Exif()
     exif[274] = 6
@@ -363,7 +408,43 @@ FAULTS = [
     (lambda root: (root / "images/p0_0.png").unlink() or floats(root / "images/p0_0.tif"), {}, ["float", "8 or 16"]),
     (lambda root: (root / "images/p0_0.png").unlink() or turned(root / "images/p0_0.jpg"), {}, ["shown turned"]),
     (lambda root: [p.unlink() for p in (root / "images").iterdir()], {}, ["images holds 0 PNG", "folder.images=..."]),
-    (None, {"images": "photos"}, ["photos is no folder", "folder.images="]),
+    (None, {"images": "photos"}, ["photos is no folder", "holds images, masks)", "folder.images="]),
+    (lambda root: touch(root / "a/b.png"), {"masks": "a/b/c"}, ["c is no folder: put the masks"]),
+    (
+        lambda root: [shutil.copytree(root / "images", root / f"images/{name}") for name in ("train", "test")],
+        {"masks": "annotations"},
+        ["annotations is no folder", "holds images, masks)"],
+    ),
+    (
+        lambda root: [p.rename(p.with_stem(f"{p.stem}_seg")) for p in (root / "masks").iterdir()],
+        {},
+        ["10 of 10 images have no mask", "folder.mask_pattern={name}_seg.png"],
+    ),
+    (
+        lambda root: [p.rename(p.with_suffix(".json")) for p in (root / "masks").iterdir()],
+        {},
+        ["p0_0.json is no picture", "PNG masks", "folder.masks="],
+    ),
+    (
+        lambda root: [shutil.move(root / name, root / "train" / name) for name in ("images", "masks")],
+        {"images": "photos"},
+        ["both in", "of images, masks, folder.images=... folder.masks=..."],
+    ),
+    (
+        lambda root: [alone_in_alpha(path) for path in (root / "masks").iterdir()],
+        {},
+        ["one colour", "lies in the transparency", "save the alpha channel"],
+    ),
+    (
+        lambda root: (root / "masks/p0_0.png").unlink() or floats(root / "masks/p0_0.tif"),
+        {},
+        ["float", "whole numbers"],
+    ),
+    (
+        lambda root: (root / "images/p0_0.png").unlink() or planes(root / "images/p0_0.tif"),
+        {},
+        ["p0_0.png has 1 pages, its image 3", "channels", "as one page"],
+    ),
     (None, {"masks": "images"}, ["both in", "folder.mask_pattern={name}_mask.png"]),
     (None, {"mask_pattern": "{name}_mask.png"}, ["masks holds 10", "none of which fits the pattern"]),
     (None, {"mask_pattern": "*.png"}, ["folder.mask_pattern=*.png names no image"]),

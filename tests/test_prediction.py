@@ -326,7 +326,8 @@ def test_a_pool_gives_neither_masks_nor_the_store(model):
     store = make_store([(33, 40)] * 3)
     pool = make_pool(store, model, memory={"a": 1})
     names = [name for name in dir(pool) if not name.startswith("_")]
-    assert names == ["annotated", "classes", "cycle", "cycles", "featured", "features", "groups", "ids", "images",
+    assert names == ["annotated", "classes", "cycle", "cycles", "featured", "features", "gather", "groups", "ids",
+                         "images",
                      "labelled", "learner", "mc_iters", "memory", "noted", "passes", "predictions", "race",
                      "statistics", "validation", "views"]  # fmt: skip
     given = [*reachable(pool), *reachable(list(pool.images())), *reachable(list(pool.predictions()))]

@@ -22,7 +22,7 @@ LONG = ("experiments.study", "analysis.statistics", "axon_myelin_small", "with g
 ELSEWHERE = (
     "make omniboard",
     "mongodb://",
-    "folder.root=my_images",
+    "my_images",
     "pip install --force-reinstall",
     "make test",
     "make PYTHON",
@@ -39,7 +39,7 @@ def printed(*files):
     return found
 
 
-LINES = printed("README.md", "CONTRIBUTING.md", "docs/speed.md")
+LINES = printed("README.md", "CONTRIBUTING.md", *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")))
 
 
 def test_the_files_print_commands():

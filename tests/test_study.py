@@ -1,6 +1,7 @@
 """A study: its grid, its runs in processes of their own, and that nothing which ends one of them changes a number.
 
-A few kills, about a minute; ASKMASK_KILLS=50 makes as many at random moments and three at each of 12 named points.
+A few kills, about a minute; ASKMASK_KILLS=50 makes as many at random moments and three at each of 12 named points:
+`ASKMASK_KILLS=50 python -m pytest -s tests/test_study.py -k killed_at`.
 """
 
 import io
@@ -36,7 +37,7 @@ STARTER = """if True:
     forked.import_libraries([("model", "unet")])
     os.environ["OMP_NUM_THREADS"] = "1"
     for line in sys.stdin:
-        words, out = json.loads(line)
+        words, out, before = json.loads(line)
         if out is None:
             print(os.waitstatus_to_exitcode(os.waitpid(words, 0)[1]), flush=True)
             continue
@@ -46,6 +47,7 @@ STARTER = """if True:
             sys.argv[1:] = words
             file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(file, 1), os.dup2(file, 2)
+            exec(before)
             code = study.command(words)
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(code)
@@ -56,8 +58,8 @@ STARTER = """if True:
 class Started:
     """A study at work."""
 
-    def __init__(self, starter, words, out):
-        self.starter, self.out, self.pid = starter, out, starter(words, str(out))
+    def __init__(self, starter, words, out, before=""):
+        self.starter, self.out, self.pid = starter, out, starter(words, str(out), before)
 
     def ended(self, code=0):
         """What it printed, once it has ended with this exit code."""
@@ -68,20 +70,20 @@ class Started:
 
 @pytest.fixture(scope="module")
 def study(phantom_root, tmp_path_factory):
-    """study(results, *words): start one of four runs on the small phantom."""
+    """study(results, *words): start one of four runs on the small phantom, after this code has run in its process."""
     line, pipe = [sys.executable, "-W", "ignore", "-c", STARTER], subprocess.PIPE
     with subprocess.Popen(line, cwd=ROOT, text=True, stdin=pipe, stdout=pipe) as process:
 
-        def starter(words, out):
-            process.stdin.write(json.dumps([words, out]) + "\n")
+        def starter(words, out, before=""):
+            process.stdin.write(json.dumps([words, out, before]) + "\n")
             process.stdin.flush()
             return int(process.stdout.readline())
 
-        def study(results, *words, **updates):
+        def study(results, *words, before="", **updates):
             asked = settings(phantom_root, results) | ONCE | {"runs_dir": ""} | updates
             asked.pop("results_dir")
             words = ["smoke", *(f"{key}={value}" for key, value in asked.items()), "--results", str(results), *words]
-            return Started(starter, words, tmp_path_factory.mktemp("out") / "out")
+            return Started(starter, words, tmp_path_factory.mktemp("out") / "out", before)
 
         yield study
         process.stdin.close()
@@ -251,7 +253,7 @@ POINTS = {  # what is there when the kill comes
     "the third run": lambda r: lines(r, "start", 3),
     "the last run": lambda r: lines(r, "start", 4),
 }
-LONG = [(point, who) for point in POINTS for who in ("driver", "workers", "all")] * (KILLS > 1)
+LONG = KILLS > 1
 
 
 def strike(started, who):
@@ -315,6 +317,84 @@ def test_other_settings_in_the_same_folder_are_refused_at_once(whole, study, tmp
     assert "holds a run of another configuration (trainer.lr 0.004 -> 0.1)" in out and kept(whole[0]) == before
 
 
+@pytest.fixture
+def disk(tmp_path):
+    """(folder that is a disk of its own, function that gives it other options, such as size=300k or ro)."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options):
+        line = ["mount", "-t", "tmpfs", "-o", options, "none", folder]
+        return subprocess.run(line, capture_output=True).returncode
+
+    if mount("size=300k"):
+        pytest.skip("no permission to mount a small disk")
+    yield folder, lambda options: mount(f"remount,{options}")
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_stops_runs_that_the_same_command_finishes(whole, study, disk):
+    """A line for each, no traceback; nothing of what was written before is lost or half."""
+    folder, options = disk
+    for size in ("300k", "700k", "1100k"):
+        options(f"size={size}")
+        out = study(folder, "--jobs", "2").ended(1)
+        assert "No space left on device" in out and "free the disk" in out and "Traceback" not in out
+    options("size=100m")
+    assert "4 of 4 runs done" in study(folder, "--jobs", "2").ended()
+    assert_same(folder, whole)
+
+
+def test_results_that_cannot_be_written_are_told_and_finished_ones_judged(whole, study, disk):
+    folder, options = disk
+    options("size=100m")
+    study(folder, "--only", "0").ended()
+    options("ro")
+    before = kept(folder)
+    out = study(folder, "--jobs", "2").ended(1)
+    assert "Read-only file system" in out.splitlines()[-1] and "Traceback" not in out and kept(folder) == before
+    options("rw")
+    assert "4 of 4 runs done" in study(folder, "--jobs", "2").ended()
+    assert_same(folder, whole)
+    options("ro")
+    assert "4 runs, 4 of them done." in (out := study(folder).ended()) and "bald: undecided" in out
+
+
+def test_a_changed_dataset_is_told(whole, study, phantom_root, tmp_path):
+    """Runs made from other images are told apart; one that would go on with them is refused, until they are back."""
+    root = {"phantom.root": str(shutil.copytree(phantom_root, tmp_path / "data"))}
+    results, asked = tmp_path / "results", {"heuristic": "random,first", "run": "0"}
+    study(results, "--only", "0", cycles=0, **root, **asked).ended()
+    images = sorted(path for path in (tmp_path / "data").rglob("train_*.bmp") if "anno" not in path.name)
+    replaced = images[0].read_bytes()
+    shutil.copyfile(images[1], images[0])
+    out = study(results, cycles=0, **root, **asked).ended()
+    assert "runs that are compared were not made from the same images and masks" in out
+    out = study(results, cycles=1, **root, **asked).ended(1)
+    assert "1 of 2 runs done" in out and "Traceback" not in out
+    assert "random 0 failed: " in out.splitlines()[-1] and "images" in out.splitlines()[-1]
+    images[0].write_bytes(replaced)
+    assert "1 of 1 runs done" in study(results, "--only", "0", cycles=1, **root, **asked).ended()
+    assert (results / "random_0.npy").read_bytes() == (whole[0] / "random_0.npy").read_bytes()
+
+
+def test_changed_code_is_told(whole, study, tmp_path):
+    """A study with a run that other code began goes on when that is said to be meant, to the same numbers if it is."""
+    results, ledger = tmp_path / "results", "random_0/ledger.jsonl"
+    shutil.copytree(whole[0], results)
+    first, *_ = [json.loads(line) for line in (results / ledger).read_text().splitlines()]
+    first["made"]["sources"] = "0" * len(first["made"]["sources"])
+    for name in ("sha256", "masks"):
+        first.pop(name, None)
+    (results / ledger).write_text(json.dumps(first) + "\n")  # begun by other code, and stopped
+    for name in ("sacred", "checkpoint"):
+        shutil.rmtree(results / "random_0" / name)
+    [said] = study(results).ended(1).splitlines()
+    assert "sources 00000000 -> " in said and "resume=anyway" in said
+    assert "4 of 4 runs done" in study(results, resume="anyway").ended()
+    assert (results / "random_0.npy").read_bytes() == (whole[0] / "random_0.npy").read_bytes()
+
+
 def test_a_loss_of_no_number_stops_its_run_alone(study, tmp_path):
     out = study(tmp_path, heuristic="random", run="0", cycles=0, **{"trainer.lr": "0.004,1e30"}).ended(1)
     assert "1 of 2 runs done" in out and (tmp_path / "trainer.lr=0.004" / "random_0.npy").exists()
@@ -324,6 +404,31 @@ def test_a_loss_of_no_number_stops_its_run_alone(study, tmp_path):
     assert log.name == "random_0.log" and "trainer.lr" in log.read_text()
 
 
+# whatever reads the time of day gets another day's each time
+JUMPING = """if True:
+    import datetime, itertools, time
+    real, now, jumps = time.time, datetime.datetime, itertools.cycle([0, 86400, -86400, 3600, -7200, 10**9])
+    time.time = lambda: real() + next(jumps)
+    class Jumping(now):
+        @classmethod
+        def now(cls, tz=None):
+            return now.now(tz) + datetime.timedelta(seconds=next(jumps))
+        @classmethod
+        def utcnow(cls):
+            return now.utcnow() + datetime.timedelta(seconds=next(jumps))
+    datetime.datetime = Jumping
+"""
+
+
+def test_a_clock_that_jumps_changes_nothing(whole, study, tmp_path):
+    started = study(tmp_path, "--jobs", "2", before=JUMPING)
+    until(lambda: lines(tmp_path, "evaluated", 2))
+    killed(started, "all")
+    assert "4 of 4 runs done" in study(tmp_path, "--jobs", "2", before=JUMPING).ended()
+    assert_same(tmp_path, whole)
+    assert "4 runs, 4 of them done." in study(tmp_path).ended()  # what has happened tomorrow, has happened
+
+
 def test_a_study_is_judged_by_its_own_runs(grid, whole, tmp_path):
     """Not by those of another comparison, which lies in a folder below."""
     from experiments.study import ending
@@ -331,10 +436,14 @@ def test_a_study_is_judged_by_its_own_runs(grid, whole, tmp_path):
     results = shutil.copytree(whole[0], tmp_path / "results")
     shutil.copytree(whole[0], results / "trainer.lr=0.1")
     cells = [grid.Cell((), results, h, r, 1) for h in ("random", "bald") for r in (0, 1)]
-    [(_, dataset, table)] = ending.judged(cells, {})
-    assert dataset == "phantom" and set(table["label"]) == {"random", "bald"}
-    cells = [replace(cell, results=results / "trainer.lr=0.1") for cell in cells]
-    assert [dataset for _, dataset, _ in ending.judged(cells, {})] == ["phantom, trainer.lr=0.1"]
+    [(what, table)] = ending.judged(cells, {})
+    assert what == f"phantom ({results})" and set(table["label"]) == {"random", "bald"}
+    other = [replace(cell, results=results / "trainer.lr=0.1") for cell in cells]
+    assert [what for what, _ in ending.judged(other, {})] == [f"phantom, trainer.lr=0.1 ({results}/trainer.lr=0.1)"]
+    none = replace(cells[0], results=results / "none")  # what cannot be judged says so, beside what can
+    said = "\n".join(ending.lines([*other[:1], none, *cells], {}))
+    assert "trainer.lr=0.1): Two runs are needed" in said and "none is not a folder" in said
+    assert "bald: undecided" in said and ending.undecided([none], {}) == []
 
 
 def test_a_verdict_in_words(experiment):
@@ -347,39 +456,69 @@ def test_a_verdict_in_words(experiment):
     assert sentence(SimpleNamespace(**row, saved_text="")).endswith("over 5 paired runs, 14 more runs")
 
 
-def test_a_database_changes_nothing(whole, study, tmp_path, mongo):
+def test_neither_a_database_nor_jobs_nor_what_runs_share_changes_a_number(whole, study, tmp_path, mongo):
+    """The same files one run after another, each with a first cycle of its own and a database, as two at once."""
     import pymongo
 
     url = f"mongodb://127.0.0.1:{mongo}/study"
-    assert "1 of 1 runs done" in study(tmp_path, "--only", "1", "--mongo", url).ended()
-    expected = {name: data for name, data in kept(whole[0]).items() if name.startswith("random_1")}
-    assert kept(tmp_path) == expected
+    assert "4 of 4 runs done" in study(tmp_path, "--jobs", "1", "--apart", "--mongo", url).ended()
+    assert kept(tmp_path) == kept(whole[0])
+    first = [json.loads(path.read_text().splitlines()[0]) for path in tmp_path.glob("*/timing.jsonl")]
+    assert len(first) == 4 and all(cycle["train"] > 0 for cycle in first)
     with pymongo.MongoClient(url) as client:
-        assert [run["status"] for run in client["study"].runs.find()] == ["COMPLETED"]
+        assert [run["status"] for run in client["study"].runs.find()] == ["COMPLETED"] * 4
     assert url not in "".join(path.read_text() for path in (tmp_path / "study").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("point, who", LONG)
-def test_killed_at_a_named_point(whole, study, tmp_path, point, who):
-    started = study(tmp_path, "--jobs", "2")
-    until(lambda: POINTS[point](tmp_path))
-    strike(started, who)
+def killed(started, who):
+    """Whether SIGKILL met the driver of a study, its workers or all of them; what it left is ended by SIGTERM then."""
+    met = not gone(started.pid) and (bool(strike(started, who)) or who != "workers")
+    time.sleep(0.3 * (who == "workers"))  # in which the driver begins their runs again
+    with suppress(ProcessLookupError):
+        os.kill(started.pid, signal.SIGTERM)
     started.starter(started.pid, None)
-    study(tmp_path, "--jobs", "2").ended()
-    assert kept(tmp_path) == kept(whole[0])
+    return met
 
 
-@pytest.mark.parametrize("number", range(KILLS if KILLS > 1 else 0))
-def test_killed_at_any_time(whole, study, tmp_path, number):
-    draw = random.SystemRandom()
-    for _ in range(draw.randint(1, 3)):
-        started, who = study(tmp_path, "--jobs", "2"), draw.choice(["driver", "workers", "all"])
-        time.sleep(draw.uniform(0.2, 15))
-        print("killed:", who)
-        strike(started, who)
-        started.starter(started.pid, None)
+def assert_same(results, whole):
+    """Every file of the runs as undisturbed ones leave it; no label lost or asked for twice."""
+    assert kept(results) == kept(whole[0])
+    for path in Path(results).glob("*/ledger.jsonl"):
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+        asked = [query["id"] for event in found for query in event.get("queries", [])]
+        labelled = [event["images"] for event in found if event["event"] == "evaluated"]
+        assert len(asked) == len(set(asked)) == labelled[-1]
+
+
+@pytest.mark.skipif(not LONG, reason="ASKMASK_KILLS=50 takes a quarter of an hour")
+@pytest.mark.parametrize("who", ["driver", "workers", "all"])
+def test_killed_at_each_named_point(whole, study, tmp_path, who):
+    met = []
+    for reached in POINTS.values():
+        started = study(tmp_path, "--jobs", "2")
+        until(lambda reached=reached, started=started: reached(tmp_path) or gone(started.pid))
+        met.append(killed(started, who))
+    print(dict(zip(POINTS, met, strict=True)))
+    assert sum(met) >= len(POINTS) - 2  # before the first claim there is no worker to kill
     study(tmp_path, "--jobs", "2").ended()
-    assert kept(tmp_path) == kept(whole[0])
+    assert_same(tmp_path, whole)
+
+
+@pytest.mark.skipif(not LONG, reason="ASKMASK_KILLS=50 takes a quarter of an hour")
+def test_killed_at_random_times(whole, study, tmp_path):
+    """ASKMASK_KILLS times, each in a study that is not done; as many studies as that takes."""
+    draw, kills, number = random.SystemRandom(), 0, 0
+    while kills < KILLS:
+        results, number = tmp_path / str(number), number + 1
+        while not (results / "report.html").exists():
+            started, who = study(results, "--jobs", "2"), draw.choice(["driver", "workers", "all"])
+            time.sleep(draw.uniform(0.1, draw.choice([1, 4, 16])))
+            met = killed(started, who)
+            kills += met
+            print(f"study {number}: {who}{'' if met else ', too late'}")
+        study(results, "--jobs", "2").ended()
+        assert_same(results, whole)
+        shutil.rmtree(results)
 
 
 def test_a_dry_run_says_what_it_will_cost(study, tmp_path):

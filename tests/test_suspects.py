@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import settings
+from conftest import events, ledger_bytes, settings
 from PIL import Image
 
 from experiments.annotate.__main__ import main as annotate
 from experiments.errors import Refused
+from experiments.records.ledger import Ledger
 from experiments.store import IGNORE, Item
 from experiments.store.reading import pixels
 from experiments.suspects import crossfit
@@ -154,3 +155,67 @@ def test_masks_that_were_given_back_are_never_lost_and_other_folders_refused(dra
         main([*line, "-o", str(root)])
     with pytest.raises(Refused, match="holds no run that was trained"):
         main([str(root), "-o", str(tmp_path / "new")])
+
+
+@pytest.fixture
+def corrected(longer, phantom_root, tmp_path):
+    """(results of a run after its second training, its suspects written, id of one whose mask was drawn anew)."""
+    run = tmp_path / "results" / "bald_0"
+    shutil.copytree(longer, tmp_path / "results")
+    cut(run, 1)
+    assert main([str(run), "--data", str(phantom_root), "--device", "cpu", "--folds", "2"]) == 0
+    image = json.loads((run / "suspects" / "manifest.json").read_text())["images"][0]
+    mask = pixels(run / "suspects" / image["mask"], indices=True)
+    Image.fromarray(np.roll(mask, 25, axis=0)).save(run / "suspects" / "labels" / f"{image['name']}.png")
+    return tmp_path / "results", image["id"]
+
+
+def cut(run, cycle):
+    """Take a run back to where it had been trained in this cycle and no more; the weights are trained again."""
+    lines = (run / "ledger.jsonl").read_bytes().splitlines(keepends=True)
+    ends = [number for number, line in enumerate(lines, 1) if json.loads(line)["event"] == "evaluated"]
+    (run / "ledger.jsonl").write_bytes(b"".join(lines[: ends[cycle]]))
+
+
+def test_a_corrected_mask_counts_from_the_next_training_on(corrected, longer, smoke, tmp_path, capsys):
+    """Of a run whose dataset has the masks; stopped anywhere it ends as if it had not been."""
+    results, id = corrected
+    shutil.copytree(results, tmp_path / "stopped")
+    capsys.readouterr()
+    smoke(cycles=1)  # this run is finished
+    said = capsys.readouterr().out
+    assert f"{id} was drawn anew (suspects/{id}.png): from the next training on that mask counts," in said
+    assert "_anno.bmp stays as it is." in said and "This run is finished: they count once it goes on" in said
+    smoke(cycles=1)
+    assert "Taken" not in capsys.readouterr().out
+    smoke(cycles=2)
+    found, before = events(results), events(longer)
+    (answer,) = (event for event in found if event["event"] == "answered")
+    assert answer["masks"].keys() == {id} and answer["cycle"] == 2
+    kinds = [event["event"] for event in found]
+    assert kinds == ["start", "evaluated", "queried", "evaluated", "answered", "queried", "evaluated"]
+    without = [event for event in found if event["event"] != "answered"]
+    assert without[:-1] == before[:-1]  # the earlier cycles, and what was asked for by their weights
+    assert without[-1]["weights"] != before[-1]["weights"]
+    append = Ledger.append
+
+    def stopped(self, event, *more, **values):
+        append(self, event, *more, **values)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ledger, "append", stopped)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                smoke(to="stopped", cycles=2)
+    smoke(to="stopped", cycles=2)
+    assert ledger_bytes(tmp_path / "stopped") == ledger_bytes(results)
+
+
+def test_a_queue_that_was_edited_is_refused(corrected, smoke):
+    manifest = corrected[0] / "bald_0" / "suspects" / "manifest.json"
+    asked = json.loads(manifest.read_text())
+    asked["images"][0]["id"] = asked["images"][0]["name"] = "train_77"
+    manifest.write_text(json.dumps(asked))
+    with pytest.raises(Refused, match="suspects/manifest.json is not as it was written: .*experiments.suspects"):
+        smoke(cycles=2)

@@ -41,6 +41,8 @@ def test_steps_in_turn_are_a_whole_run(longer, phantom_root, experiment, tmp_pat
     place = tmp_path / "bald_0" / "queries" / "cycle_000"
     asked = json.loads((place / "manifest.json").read_text())["images"]
     assert len(asked) == 2 and all((place / image["uncertainty"]).exists() for image in asked)
+    page = (place / "index.html").read_text()
+    assert "<h1>2 images asked for</h1>" in page and "The dataset has the masks" in page and "Draw" not in page
     with pytest.raises(Refused, match="bald_0 is asked already: next is `python active.py train with"):
         step("query")
     with pytest.raises(Paused, match="cycle 1 is trained"):

@@ -6,7 +6,7 @@ same mask laid otherwise explains as much as the other masks of the set do, lies
 
 import numpy as np
 
-from data.doctor.sets import CHUNK, SIDE, opened
+from data.doctor.sets import SIDE, chunks, opened
 
 LAYS = {
     "transposed": lambda m: m.swapaxes(1, 2),
@@ -80,10 +80,6 @@ def best(record):
     moved = f"moved by {right} pixels to the right and {down} down"
     found.append((moved, float(shifts[y, x]), np.roll(masks[0], (steps[y], steps[x]), (0, 1))))
     return max(found, key=lambda lay: lay[1])
-
-
-def chunks(records):
-    return (records[start : start + CHUNK] for start in range(0, len(records), CHUNK))
 
 
 def stacked(records):

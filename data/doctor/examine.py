@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.doctor.alignment import misaligned
-from data.doctor.files import ANYWAY, FILE, LISTING, NO_NUMBERS, harmless, look
+from data.doctor.files import ANYWAY, FILE, LISTING, NO_NUMBERS, harmless, look, neighbours
 from data.doctor.fixes import FIXES
 from data.doctor.pixels import IMAGE, MASK, PAIR, other_colours, spoilt, undeclared
 from data.doctor.sets import SET, SIDE, Record, digest
@@ -49,20 +49,19 @@ def examine(splits: Splits, classes, root):
     `classes` names the values that masks may hold, () for any; `root` is the folder that all files should lie in.
     """
     named = {name: split for name, split in zip(("train", "val", "test"), splits, strict=False) if split}
-    files = {place: files_of(place) for split in named.values() for i in split.items for place in (i.image, i.mask)}
     items = {
-        name: [item._replace(image=files[item.image], mask=files[item.mask]) for item in split.items]
+        name: [item._replace(image=files_of(item.image), mask=files_of(item.mask)) for item in split.items]
         for name, split in named.items()
     }
-    faults = [Fault(kind, path, found) for kind, check in LISTING.items() for path, found in check(items, root)]
-    users = Counter(path for part in items.values() for item in part for path in (*item.image, *item.mask))
+    around = neighbours(items)
+    faults = [Fault(kind, *found) for kind, check in LISTING.items() for found in check(items, root, around)]
     work = [
-        (name, split, range(start, min(start + TOGETHER, len(split))))
+        (name, split, items[name][start : start + TOGETHER], start)
         for name, split in named.items()
         for start in range(0, len(split), TOGETHER)
     ]
     records, total = [], sum(map(len, named.values()))
-    read = partial(_read_some, classes=classes, files=files, users=users)
+    read = partial(_read_some, classes=classes, users=cache(partial(_users, items)))
     with (
         warnings.catch_warnings(),
         tqdm(total=total, desc="reading images and masks", leave=False, disable=None, delay=1) as bar,
@@ -71,8 +70,8 @@ def examine(splits: Splits, classes, root):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         first = list(map(read, work[:1]))
         small = all(np.prod(record.size) <= SMALL for part in first for record, _ in part)
-        workers = stack.enter_context(ThreadPoolExecutor(1 if small else min(8, os.cpu_count() or 1)))
-        for part in chain(first, workers.map(read, work[1:])):
+        threads = None if small else stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1)))
+        for part in chain(first, threads.map(read, work[1:]) if threads else map(read, work[1:])):
             stop_if_asked()
             bar.update(len(part))
             for record, found in part:
@@ -87,15 +86,20 @@ def examine(splits: Splits, classes, root):
     return faults
 
 
+def _users(items):
+    """How many images and masks each file holds."""
+    return Counter(path for part in items.values() for item in part for path in (*item.image, *item.mask))
+
+
 def _file_of(kind, record):
     return record.item.image if kind in ("copy", "near-duplicate") else record.item.mask
 
 
-def _read_some(work, classes, files, users):
-    name, split, positions = work
+def _read_some(work, classes, users):
+    name, split, files, start = work
     found, waiting = [], []
-    for position in positions:
-        record, faults, image = _read(name, split, position, classes, files, users)
+    for position, (_, images, masks, *_) in enumerate(files, start):
+        record, faults, image = _read(name, split, position, images, masks, classes, users)
         found.append((record, faults))
         if image is None:
             continue
@@ -128,16 +132,16 @@ def _shrink(waiting):
     waiting.clear()
 
 
-def _read(name, split, position, classes, files, users):
-    """(Record without its thumbnail, [Fault], image or None) of one image and its mask."""
+def _read(name, split, position, images, masks, classes, users):
+    """(Record without its thumbnail, [Fault], image or None) of one image and its mask, which lie in these files."""
     item = split.items[position]
     record, faults = Record(name, item), []
 
     def add(kind, path, found):
         faults.append(Fault(kind, path, found, (item,)))
 
-    image = _opened(partial(split.__getitem__, position), files[item.image], "image", users, classes, add)
-    mask = _opened(partial(split.read_mask, item.mask), files[item.mask], "mask", users, classes, add)
+    image = _opened(split.__getitem__, position, images, "image", users, classes, add)
+    mask = _opened(split.read_mask, item.mask, masks, "mask", users, classes, add)
     if image is not None:
         found = {kind: found for kind, check in IMAGE.items() if (found := check(image))}
         record.flat = "one colour" in found
@@ -182,10 +186,10 @@ def _middles(size):
     return np.ix_(*((2 * np.arange(SIDE) + 1) * side // (2 * SIDE) for side in size))
 
 
-def _opened(read, files, role, users, classes, add):
-    """What `read()` gives, None where it cannot; faults of its files are added."""
+def _opened(read, place, files, role, users, classes, add):
+    """What `read(place)` gives, None where it cannot; faults of its files are added."""
     try:
-        pixels = read()
+        pixels = read(place)
         if role == "mask" and getattr(pixels, "ndim", 0) != 2:
             raise ValueError(f"its shape is {pixels.shape}")
     except UNREADABLE as error:
@@ -202,7 +206,7 @@ def _opened(read, files, role, users, classes, add):
             continue
         header = look(path, role)
         for kind in ANYWAY:
-            if (found := FILE[kind](header)) and not (kind == "several pages" and users[path] > 1):
+            if (found := FILE[kind](header)) and not (kind == "several pages" and users()[path] > 1):
                 add(kind, path, found)
         for kind in ("16-bit image", "float image"):
             if (found := FILE[kind](header)) and (NO_NUMBERS in found or spoilt(pixels)):

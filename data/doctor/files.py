@@ -48,7 +48,7 @@ def harmless(path, role):
         return False
     finally:
         os.close(file)
-    ending = os.path.splitext(path)[1].lower()
+    ending = os.fspath(path)[-4:].lower()
     if head[:4] == b"\x89PNG":
         return ending == ".png" and head[24] == 8 and head[25] in ((0, 2, 3) if role == "image" else (0, 2))
     return head[:2] == b"BM" and ending == ".bmp" and head[28] in (8, 24)
@@ -251,59 +251,53 @@ ANYWAY = (  # what is wrong though a dataset's reader takes the file
 )
 
 
-# each yields (path, what was found), given {split name: items} and the folder that all should lie in; an item's image
-# and mask are tuples of files here
+# each yields (path, what was found), given {split name: items}, the folder that all should lie in and `neighbours` of
+# the items; an item's image and mask are tuples of files here
 
 
-def outside(splits, root):
-    """`..` and links that lead out of the root: what another machine will not have."""
-    home = os.path.join(os.path.realpath(root), "")
-    for folder, names in sorted(_used(splits).items()):
-        if os.path.join(os.path.realpath(folder), "").startswith(home):
-            names = names & {entry.name for entry in _entries(folder) if entry.is_symlink()}
-        for name in sorted(names):
-            leads = os.path.realpath(os.path.join(folder, name))
-            if not leads.startswith(home):
-                yield Path(folder, name), f"it leads to {leads}, out of {root}"
-
-
-def no_unicode(splits, root):
-    for path in _paths(splits):
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            yield Path(path), "its name is no UTF-8"
-
-
-def _paths(splits):
-    """The files of all items, sorted texts."""
-    return sorted({os.fspath(path) for items in splits.values() for i in items for path in (*i.image, *i.mask)})
-
-
-def _used(splits):
-    """{folder: names there that items use}."""
+def neighbours(splits):
+    """{folder: ({name there: whether it is a link}, names that items use)}."""
     used = defaultdict(set)
     for items in splits.values():
         for item in items:
             for path in (*item.image, *item.mask):
                 folder, name = os.path.split(path)
                 used[folder].add(name)
-    return used
+    return {folder: (_entries(folder), names) for folder, names in sorted(used.items())}
 
 
 def _entries(folder):
-    return list(os.scandir(folder)) if os.path.isdir(folder) else []
+    if not os.path.isdir(folder):
+        return {}
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.is_symlink() for entry in entries}
 
 
-def _neighbours(splits):
-    """{folder: (names there, names that items use)}."""
-    return {f: (sorted(entry.name for entry in _entries(f)), names) for f, names in _used(splits).items()}
+def outside(splits, root, around):
+    """`..` and links that lead out of the root: what another machine will not have."""
+    home = os.path.join(os.path.realpath(root), "")
+    for folder, (there, names) in around.items():
+        if os.path.join(os.path.realpath(folder), "").startswith(home):
+            names = {name for name in names if there.get(name)}
+        for name in sorted(names):
+            leads = os.path.realpath(os.path.join(folder, name))
+            if not leads.startswith(home):
+                yield Path(folder, name), f"it leads to {leads}, out of {root}"
 
 
-def same_stem(splits, root):
-    for folder, (there, used) in _neighbours(splits).items():
+def no_unicode(splits, root, around):
+    for folder, (_, names) in around.items():
+        for name in sorted(names):
+            try:
+                os.path.join(folder, name).encode()
+            except UnicodeEncodeError:
+                yield Path(folder, name), "its name is no UTF-8"
+
+
+def same_stem(splits, root, around):
+    for folder, (there, used) in around.items():
         by_stem = defaultdict(list)
-        for name in there:
+        for name in sorted(there):
             stem, _, ending = name.rpartition(".")
             if f".{ending.lower()}" in ENDINGS:
                 by_stem[stem].append(name)
@@ -312,10 +306,10 @@ def same_stem(splits, root):
                 yield Path(folder, names[1]), f"{names[0]} lies beside it: one image, or two?"
 
 
-def case_clash(splits, root):
-    for folder, (there, used) in _neighbours(splits).items():
+def case_clash(splits, root, around):
+    for folder, (there, used) in around.items():
         by_name = defaultdict(list)
-        for name in there:
+        for name in sorted(there):
             by_name[name.lower()].append(name)
         for names in _several(by_name):
             if used & set(names):
@@ -326,7 +320,7 @@ def _several(groups):
     return (names for names in groups.values() if len(names) > 1)
 
 
-def same_id(splits, root):
+def same_id(splits, root, around):
     counts = Counter(item.id for items in splits.values() for item in items)
     first = {item.id: item.image[0] for items in splits.values() for item in items}
     for id, count in counts.items():
@@ -334,11 +328,11 @@ def same_id(splits, root):
             yield first[id], f"{count} images are called {id}"
 
 
-def shared_mask(splits, root):
+def shared_mask(splits, root, around):
     yield from _shared(splits, "mask")
 
 
-def shared_image(splits, root):
+def shared_image(splits, root, around):
     yield from _shared(splits, "image")
 
 
@@ -354,7 +348,7 @@ def _shared(splits, role):
             yield files[0], f"it is the {role} of {', '.join(sorted(os.path.basename(o[0]) for o in others)[:3])}"
 
 
-def split_source(splits, root):
+def split_source(splits, root, around):
     """Images of one source on two sides: what is learnt there is measured here."""
     held = {name: {item.source: item for item in reversed(items) if item.source} for name, items in splits.items()}
     for one, other in combinations(held, 2):

@@ -11,6 +11,8 @@ from experiments.errors import BadData
 from experiments.store import Item, Split, Splits
 from experiments.store.reading import MAX_IMAGE, MAX_PIXELS, regular
 
+FORMATS = list(SUFFIXES)
+
 
 def paired(root):
     """Splits of root/images and root/masks, or of train/, val/ and test/ in it that hold these; None if it has none.
@@ -42,27 +44,34 @@ def items(part):
 
 def files(folder):
     names = sorted(os.listdir(folder), reverse=True)
-    return [folder / name for name in names if os.path.splitext(name)[1].lower() in ENDINGS]
+    return [folder / name for name in names if f".{name.rpartition('.')[2].lower()}" in ENDINGS]
 
 
 def read_image(path):
-    image = opened(path)
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return opened(path, as_colours)
+
+
+def as_colours(image, path):
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def read_mask(path):
-    image = opened(path)
+    return opened(path, as_numbers)
+
+
+def as_numbers(image, path):
     if image.mode not in ("L", "P"):
         raise BadData(f"{path} is a {image.mode} image, a mask needs 8 bits a pixel: replace it.")
-    return np.array(image)
+    return np.asarray(image)
 
 
-def opened(path):
+def opened(path, array):
+    """What `array` makes of the opened image."""
     try:
-        with Image.open(regular(path, MAX_IMAGE), formats=list(SUFFIXES)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadData(f"{path} claims {image.width} x {image.height} pixels, over {MAX_PIXELS}: replace it.")
-            image.load()
-            return image
+        with Image.open(regular(path, MAX_IMAGE), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise BadData(f"{path} claims {width} x {height} pixels, over {MAX_PIXELS}: replace it.")
+            return array(image, path)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise BadData(f"{path} cannot be read as an image ({error}): replace the file.") from error

@@ -52,14 +52,17 @@ def near_duplicates(records, classes):
     unique = list({record.digest: record for record in seen(records)}.values())
     if len(unique) < 2:
         return
-    grey = greys(unique)
-    hashes, details = gradient_hashes(grey), fine(grey)
+    hashes = np.concatenate([gradient_hashes(greys(part)) for part in chunks(unique)])
+    details, ready = np.empty((len(unique), SIDE * SIDE), np.float32), np.zeros(len(unique), bool)
     splits = np.array([record.split for record in unique])
     sources = np.array([record.item.source for record in unique])
     for start in range(0, len(unique), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(unique)))
         near = np.bitwise_count(hashes[rows, None] ^ hashes[None, : rows[-1]]) <= BITS
         near &= np.arange(rows[-1]) < rows[:, None]  # each pair once
+        asked = np.flatnonzero(near.any(0)).tolist() + rows[near.any(1)].tolist()
+        for part in chunks([n for n in dict.fromkeys(asked) if not ready[n]]):
+            details[part], ready[part] = fine(greys([unique[n] for n in part])), True
         for i in rows[near.any(1)]:
             others = np.flatnonzero(near[i - start])
             kin = (sources[others] == sources[i]) & (splits[others] == splits[i]) & (sources[i] != "")
@@ -70,6 +73,10 @@ def near_duplicates(records, classes):
                 if alike[best] > SAME:
                     like = unique[others[best]]
                     yield unique[i], f"nearly {place(like)} (details correlate by {alike[best]:.2f})", like
+
+
+def chunks(things):
+    return (things[start : start + CHUNK] for start in range(0, len(things), CHUNK))
 
 
 def greys(records):

@@ -4,9 +4,13 @@ Nothing here outlives its batch but one row of numbers an image. Only `Annotated
 functions, not the store, and so has no way to one.
 """
 
+import math
+from operator import methodcaller
+
 import numpy as np
 import torch
 
+from experiments.acquisition import shards
 from experiments.acquisition.prediction import floats, ingredient
 from experiments.acquisition.predictor import Predictor
 from experiments.errors import Refused
@@ -53,6 +57,10 @@ class Images:
         modules are joined. `weights` names a safetensors file of the same model to look through instead. Raises
         Refused naming an image whose features are not finite.
         """
+        return self.gather(methodcaller("_feature_rows", layer, grid, pooling, weights, own))
+
+    def _feature_rows(self, layer, grid, pooling, weights, own):
+        """What `features` are, by this process."""
         encoder = None if own else self._encoder
 
         def maps(images):
@@ -66,8 +74,16 @@ class Images:
 
     def statistics(self, grid=4):
         """(N, D) float32 on the device, without a model: mean, deviation and gradient of each channel in each cell."""
+        return self.gather(methodcaller("_statistic_rows", grid))
+
+    def _statistic_rows(self, grid):
+        """What `statistics` are, by this process."""
         rows = ((positions, statistics(floats(images), grid)) for positions, images in self._batches())
         return self._rows(rows, "image statistics")
+
+    def gather(self, work, among=()):
+        """(N, ...) of `work(images)`, a row for each image; of the positions `among` alone, whose others are 0."""
+        return work(self, among=among) if among else work(self)
 
     @property
     def _encoder(self):
@@ -105,18 +121,18 @@ class Pool(Images):
     in the whole run. `memory`, a dict of JSON values, is saved with the query that it belongs to. `learner` is what a
     learned strategy's `prepare` made. `scorers` {name: function from a Prediction to (B,)} are noted as the heuristic
     looks at predictions of the default source, the ones that the heuristics of these names would look at. `classes`
-    names the values of the masks.
+    names the values of the masks. `shared(pool, work, among)` gathers rows that others compute, see shards.py.
     """
 
     def __init__(self, ids, groups, batches, predictor=None, labelled=None, validation=None, cycle=0, memory=None,
-                 scorers=None, learner=None, race=False, classes=(), cycles=1, annotated=()):  # fmt: skip
+                 scorers=None, learner=None, race=False, classes=(), cycles=1, annotated=(), shared=None):  # fmt: skip
         super().__init__(ids, groups, batches, predictor)
         self.labelled, self.validation = labelled or Annotated([], [], tuple), validation or Annotated([], [], tuple)
         self.cycle, self.memory, self.learner, self.race = cycle, {} if memory is None else memory, learner, race
         self.classes, self.cycles = tuple(classes), cycles
         self.annotated = tuple(annotated) or (True,) * len(self.ids)  # whether a mask exists, which is not shown
         self.passes = np.zeros(len(self.ids), dtype=int)  # how many passes have seen each image
-        self._scorers, self._noted = scorers or {}, {}
+        self._scorers, self._noted, self._shared = scorers or {}, {}, shared
 
     def predictions(self, source="", passes=0, among=()):
         """As of any Images; also from other than mc_iters `passes`, and of the positions `among` alone."""
@@ -124,11 +140,24 @@ class Pool(Images):
             prediction, made = self._predictor.predict(images, [self.ids[i] for i in positions], source, passes)
             self.passes[positions] = made
             for name, score in self._scorers.items() if not source else ():
-                values = score(prediction)
-                if name not in self._noted:
-                    self._noted[name] = values.new_full((len(self),), torch.nan)
-                self._noted[name][positions] = values
+                self._note(name, positions, score(prediction))
             yield positions, prediction
+
+    def _note(self, name, positions, values):
+        if name not in self._noted:
+            self._noted[name] = values.new_full((len(self),), torch.nan)
+        self._noted[name][positions] = values
+
+    def gather(self, work, among=()):
+        return self._shared(self, work, among) if self._shared and len(self) else super().gather(work, among)
+
+    gather.__doc__ = Images.gather.__doc__
+
+    def _take(self, positions, answer):
+        """Know of these positions what another process has found, an Answer of shards.py."""
+        self.passes[positions] = np.where(answer.passes, answer.passes, self.passes[positions])
+        for name, values in answer.noted.items():
+            self._note(name, positions, torch.from_numpy(values))
 
     @property
     def featured(self):
@@ -168,12 +197,13 @@ def statistics(x, grid):
 @ingredient.capture
 def open_pool(store, indices, place, mc_iters, batch, mc_chunk, dropout, masks, race, compiled, precision, rotation,
               noise, flip, model=None, frame=None, layers=None, needs=(), encoder=None, labelled=(),
-              val=None, advance=lambda pixels: None, **more):  # fmt: skip
+              val=None, advance=lambda pixels: None, elsewhere=None, **more):  # fmt: skip
     """The Pool of these images of a Store, with its `labelled` ones and those of the Store `val`.
 
     `model` is a function that gives the trained module; without it there are images but no predictions. `frame` gives
     the module with whatever weights, enough to look through weights from a file. `encoder`, where it is given, gives
-    the maps that `features` are of, and needs no training. `more` are arguments of Pool.
+    the maps that `features` are of, and needs no training. `elsewhere(shards, work)` yields, where it is given, (number
+    of a shard, its Answer) in any order, for about `elsewhere.count` shards [indices]. `more` are arguments of Pool.
     """
     augmentation = {"rotation": rotation, "noise": noise, "flip": flip}
     predictor = model and Predictor(
@@ -208,8 +238,24 @@ def open_pool(store, indices, place, mc_iters, batch, mc_chunk, dropout, masks, 
         indices = list(indices)
         return Annotated(*shown(store, indices), mask=lambda position: store.mask(indices[position]))
 
+    def shared(pool, work, among):
+        position = {index: i for i, index in enumerate(indices)}
+        parts = shards.cut([*store.parts([indices[i] for i in among] or indices, batch)], store.sizes, elsewhere.count)
+        rows = None
+        for number, answer in elsewhere(parts, work):
+            positions = [position[index] for index in parts[number]]
+            if rows is None:
+                rows = answer.rows.new_zeros(len(pool), *answer.rows.shape[1:])
+            rows[positions] = answer.rows
+            pool._take(positions, answer)
+            advance(
+                sum(math.prod(store.sizes[i]) * max(1, k) for i, k in zip(parts[number], answer.passes, strict=True))
+            )
+        return rows.to(store.device)
+
     return Pool(
         *shown(store, indices),
+        shared=shared if elsewhere else None,
         labelled=annotated(store, labelled),
         validation=val and annotated(val, range(len(val))),
         cycle=place[-1],

@@ -170,14 +170,25 @@ def say_if_equal(name, scores):
         )
 
 
-def per_image(images, score, source="", **which):
-    """(N,) float64: what `score` makes of each image's Prediction, (B,) of a batch; 0 for images that are not shown."""
-    scores = torch.zeros(len(images))
+def per_image(images, score, source="", among=(), **passes):
+    """(N,) float64: what `score` makes of each image's Prediction, (B,) of a batch; 0 for images not `among` these."""
+    return rows(images, score, source, among, **passes).cpu().numpy().astype(np.float64)
+
+
+def rows(images, of, source="", among=(), **passes):
+    """(N, ...) what `of` makes of each image's Prediction, (B, ...) of a batch; 0 for images not `among` these."""
+    return images.gather(partial(rows_of, of=of, source=source, **passes), among)
+
+
+def rows_of(images, of, source, **which):
+    """What `rows` are, by this process."""
+    found = None
     for positions, prediction in images.predictions(source, **which):
-        values = score(prediction)
-        scores = scores.to(values)  # where the first batch lies; read back after the last one was launched
-        scores[positions] = values
-    return scores.cpu().numpy().astype(np.float64)
+        values = of(prediction)
+        if found is None:  # where the first batch lies; read back after the last one was launched
+            found = values.new_zeros(len(images), *values.shape[1:])
+        found[positions] = values
+    return torch.zeros(0) if found is None else found
 
 
 def run_race(heuristic, pool, n, rng, reduction):

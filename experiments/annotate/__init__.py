@@ -13,32 +13,32 @@ from functools import partial
 from experiments.annotate import answers
 from experiments.annotate.request import write_request
 from experiments.errors import AwaitingLabels
+from experiments.records.ledger import is_finished
+from experiments.records.progress import say
 
 
-def settle(state, queries, chosen, cycle, trained):
+def settle(state, queries, repeats, cycle, trained):
     """Give the training Store the masks that people drew, and return the positions of those drawn anew since.
 
-    Nothing is looked for in a cycle that is tested already. Raises AwaitingLabels, the request being there to be
-    answered, while one of the `chosen` positions has no mask. `trained()` brings the weights into the model that asked,
-    and says whether it could.
+    What comes when a cycle is tested already counts from the next one on. Raises AwaitingLabels, the request being
+    there to be answered, while one of the `queries` has no mask, or of the `repeats`, which stand beside them.
+    `trained()` brings the weights into the model that asked, and says whether it could.
     """
-    train, folder = state.train, state.ledger.folder
+    train, ledger = state.train, state.ledger
     position = {id: index for index, id in enumerate(train.ids)}
-    if all(item.mask is not None for item in train.split.items):
-        return []
-    if not state.ledger.find("evaluated", cycle):
-        answers.collect(state)
-    counted = answers.in_force(state.ledger.events, cycle)
-    again = []
-    for id, digest in counted.items():
+    if not ledger.find("queried", cycle) and answers.collect(state):
+        if is_finished(ledger.events, state.config["cycles"], state.config["stop_at"]):
+            say("This run is finished: they count once it goes on, as by a larger cycles= or stop_at=.")
+    again, chosen = [], {position[query["id"]] for query in queries}
+    for id, digest in answers.in_force(ledger.events, cycle).items():
         index = position[id]
-        train.drawn[index] = partial(answers.read, folder, digest, train.sizes[index])
+        train.drawn[index] = partial(answers.read, ledger.folder, digest, train.sizes[index])
         if index not in chosen and train.mask_digests.get(index) not in (None, answers.digest_of(train.drawn[index]())):
             again.append(index)
-    awaited = missing(train, chosen)
+    awaited = missing(state, queries, repeats)
     if awaited:
-        place = write_request(state, queries, chosen, cycle, trained)
-        ask = f"{len(awaited)} of {len(chosen)} masks are awaited"
+        place = write_request(state, [*queries, *repeats], cycle, trained)
+        ask = f"{len(awaited)} of {len(queries) + len(repeats)} masks are awaited"
         raise AwaitingLabels(
             f"{ask}: {place / 'index.html'} shows of what and why. Put them into {place / 'labels'} under the images' "
             "names, and type the same command again."
@@ -46,6 +46,10 @@ def settle(state, queries, chosen, cycle, trained):
     return again
 
 
-def missing(train, chosen):
-    """Those of the `chosen` positions in a Store that have no mask, of the dataset's or of people's."""
-    return [index for index in chosen if train.split.items[index].mask is None and index not in train.drawn]
+def missing(state, queries, repeats):
+    """Ids of the `queries` without a mask, of the dataset's or of people's, and of `repeats` not drawn once more."""
+    counted, again = answers.in_force(state.ledger.events), answers.repeats(state.ledger.events)
+    bare = {item.id for item in state.train.split.items if item.mask is None}
+    ids = [query["id"] for query in queries if query["id"] not in counted]
+    ids += [query["id"] for query in repeats if query["id"] not in again]
+    return [id for id in ids if id in bare]

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.acquisition.pictures import mask_colour
-from experiments.annotate.request import name_of, named, png, size_asked
+from experiments.annotate.request import file_name, name_of, named, png, size_asked
 from experiments.errors import BadData, Refused
 from experiments.records.cells import meant
 from experiments.records.files import write
@@ -27,9 +27,14 @@ LOSSLESS = sorted(ending for ending, kind in FORMATS.items() if kind in ("PNG", 
 
 
 def collect(state):
-    """Take every new mask of all requests of a run into an `answered` event; says what is taken and what is not."""
+    """Take every new mask of all requests of a run into an `answered` event; says what is taken and what is not.
+
+    A mask that was asked for again stands apart from those that count, under `again`.
+    """
     ledger, classes = state.ledger, state.splits.classes
-    latest, by_file, taken, refused = in_force(ledger.events), last_of_files(ledger.events), defaultdict(list), []
+    latest = {"masks": in_force(ledger.events), "again": {id: v["sha256"] for id, v in repeats(ledger.events).items()}}
+    by_file, refused = last_of_files(ledger.events), []
+    taken = {kind: defaultdict(list) for kind in latest}
     for place, images in requests(state):
         labels = place / "labels"
         more = table(labels / "answers.csv")
@@ -42,65 +47,113 @@ def collect(state):
             except BadData as error:
                 refused.append(str(error))
                 continue
-            digest = digest_of(mask)
-            before = taken[image["id"]][-1]["sha256"] if taken[image["id"]] else latest.get(image["id"])
-            if digest not in (before, by_file.get(path.name)):
+            id, kind, digest = image["id"], "again" if image.get("repeat") else "masks", digest_of(mask)
+            name = path.name if place.parent.name == "queries" else f"{place.name}/{path.name}"
+            before = taken[kind][id][-1]["sha256"] if taken[kind][id] else latest[kind].get(id)
+            if digest not in (before, by_file.get((kind, id, name))):
                 keep(ledger.folder, digest, mask)
                 said = {k: v for k, v in more.get(path.name, {}).items() if k in ("seconds", "annotator") and v}
-                taken[image["id"]].append({"sha256": digest, "file": path.name, **said})
-    taken = {id: versions for id, versions in taken.items() if versions}
+                taken[kind][id].append({"sha256": digest, "file": name, **said})
     for reason in refused:
         say(reason)
-    for id, versions in taken.items():
-        if len(versions) > 1:
-            files = ", ".join(version["file"] for version in versions)
-            say(f"{id} was drawn {len(versions)} times ({files}): all are kept, the last one counts.")
-        elif id in latest:
-            say(f"{id} was drawn anew ({versions[0]['file']}): from now on that mask counts.")
-    if taken:
-        ledger.append("answered", sum(e["event"] == "evaluated" for e in ledger.events), masks=taken)
-        say(f"Taken: {len(taken)} mask{'s' * (len(taken) != 1)}.")
+    new = {kind: {id: each for id, each in found.items() if each} for kind, found in taken.items()}
+    for kind, found in new.items():
+        for id, versions in found.items():
+            tell(state, id, versions, id in latest[kind], kind)
+    count = sum(map(len, new.values()))
+    if count:
+        again = {"again": new["again"]} if new["again"] else {}
+        ledger.append("answered", sum(e["event"] == "evaluated" for e in ledger.events), masks=new["masks"], **again)
+        say(f"Taken: {count} mask{'s' * (count != 1)}.")
+    return count
+
+
+def tell(state, id, versions, known, kind):
+    """Say which of several masks of an image counts, and that an earlier one does not any more."""
+    files = ", ".join(version["file"] for version in versions)
+    own = state.train.split.items[state.train.ids.index(id)].mask
+    if len(versions) > 1:
+        say(f"{id} was drawn {len(versions)} times ({files}): all are kept, the last one counts.")
+    elif known and kind == "again":
+        say(f"{id} was asked for again and drawn anew ({files}): kept; an agreement that was measured stays.")
+    elif known or own:
+        old = "the earlier one stays in the ledger" if known else f"{own} stays as it is"
+        say(f"{id} was drawn anew ({files}): from the next training on that mask counts, {old}.")
 
 
 def requests(state):
-    """Yield (folder, the entries of its manifest) of all requests of a run. Raises Refused for one that was edited."""
-    position = {id: index for index, id in enumerate(state.train.ids)}
+    """Yield (folder, the entries of its manifest) of all requests of a run, and of its queue of suspects.
+
+    Raises Refused for one that was edited.
+    """
+    asked = []
     for event in state.ledger.events:
-        if event["event"] not in ("start", "queried"):
-            continue
-        place = state.ledger.folder / "queries" / name_of(0 if event["event"] == "start" else event["cycle"] + 1)
-        manifest = place / "manifest.json"
-        if not manifest.exists():
-            continue
-        expected = [query["id"] for query in event["queries"]]
-        try:
-            asked = json.loads(read_text(manifest))
-            images = asked["images"]
-            kept = asked["classes"] == named(state.splits.classes) and [image["id"] for image in images] == expected
-            sizes = [(image["height"], image["width"]) for image in images]
-            kept &= sizes == [size_asked(state.train, position[id]) for id in expected]
-        except (OSError, ValueError, KeyError, TypeError):
-            kept = False
-        if not kept:
-            raise Refused(f"{manifest} is not as the run wrote it: remove it, and the same command writes it anew.")
-        yield place, images
+        if event["event"] in ("start", "queried"):
+            name = name_of(0 if event["event"] == "start" else event["cycle"] + 1)
+            now = [(query["id"], False) for query in event["queries"]]
+            asked += now
+            again = [(id, True) for id in event.get("repeats", ())]
+            yield from whole(state, state.ledger.folder / "queries" / name, [*now, *again].__eq__, "the same command")
+    suspects = "`python -m experiments.suspects` with --force"
+    yield from whole(state, state.ledger.folder / "suspects", lambda found: {*found} <= {*asked}, suspects)
 
 
-def in_force(events, cycle=None):
-    """{id: digest of the mask that counts} when this cycle is trained, by default now."""
+def whole(state, place, expected, writer):
+    """Yield (place, the entries of its manifest), if it holds one. Raises Refused unless that is as it was written.
+
+    `expected` is asked of its [(id, whether it is a repeat)], `writer` makes it anew.
+    """
+    manifest = place / "manifest.json"
+    if not manifest.exists():
+        return
+    position = {id: index for index, id in enumerate(state.train.ids)}
+    try:
+        asked = json.loads(read_text(manifest))
+        images = asked["images"]
+        kept = expected([(image["id"], image.get("repeat", False)) for image in images])
+        kept &= asked["classes"] == named(state.splits.classes)
+        kept &= all(image["name"] == file_name(image["id"]) for image in images)
+        kept &= all((i["height"], i["width"]) == size_asked(state.train, position[i["id"]]) for i in images)
+        kept &= all(isinstance(image["sha256"], str) for image in images)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        kept = False
+    if not kept:
+        raise Refused(f"{manifest} is not as it was written: remove it, and {writer} writes it anew.")
+    yield place, images
+
+
+def versions(events, cycle=None):
+    """{id: the mask that counts, as its event has it} when this cycle is trained, by default now."""
     found = {}
     for event in events:
         if event["event"] == "evaluated" and event["cycle"] == cycle:
             break
         if event["event"] == "answered":
-            found |= {id: versions[-1]["sha256"] for id, versions in event["masks"].items()}
+            found |= {id: drawn[-1] for id, drawn in event["masks"].items()}
     return found
 
 
+def in_force(events, cycle=None):
+    """{id: digest of the mask that counts} when this cycle is trained, by default now."""
+    return {id: version["sha256"] for id, version in versions(events, cycle).items()}
+
+
+def repeats(events):
+    """{id: the last mask that came when it was asked for again, as its event has it}."""
+    answered = (event.get("again", {}) for event in events if event["event"] == "answered")
+    return {id: drawn[-1] for again in answered for id, drawn in again.items()}
+
+
 def last_of_files(events):
-    """{file: digest of the mask that was last taken from it}."""
-    answered = (versions for e in events if e["event"] == "answered" for versions in e["masks"].values())
-    return {version["file"]: version["sha256"] for versions in answered for version in versions}
+    """{("masks" or "again", id, file): digest of the mask that was last taken from it}."""
+    return {
+        (kind, id, version["file"]): version["sha256"]
+        for event in events
+        if event["event"] == "answered"
+        for kind in ("masks", "again")
+        for id, drawn in event.get(kind, {}).items()
+        for version in drawn
+    }
 
 
 def table(path):
@@ -118,10 +171,14 @@ def table(path):
 
 def image_of(path, images, row):
     """The entry of the manifest that a mask is of, by the hash or the id that its row or its name says."""
-    words = [row.get("sha256"), row.get("id"), path.stem]
-    by_hash, by_name = ({image[key]: image for image in images} for key in ("sha256", "name"))
-    by_id = {image["id"]: image for image in images}
-    for word in filter(None, words):
+    by_hash, by_id, by_name = ({image[key]: image for image in images} for key in ("sha256", "id", "name"))
+    digest, id = (row.get("sha256") or "").lower(), row.get("id")
+    if digest and digest not in by_hash:
+        raise BadData(f"{path} is by its hash {digest[:12]} of an image that was not asked for: it stays where it is.")
+    if digest and by_id.get(id, by_hash[digest]) is not by_hash[digest]:
+        other = by_hash[digest]["id"]
+        raise BadData(f"{path} is said to be of {id}, by the hash of {other}: it stays where it is, say which one.")
+    for word in filter(None, (digest, id, path.stem)):
         for known in (by_hash, by_id, by_name):
             if word in known:
                 return known[word]

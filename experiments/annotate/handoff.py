@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.acquisition.pictures import mask_colour
 from experiments.annotate import answers
+from experiments.annotate.page import REASONS
 from experiments.annotate.untrusted import read_json
 from experiments.errors import BadData, Refused, hint, shown
 from experiments.errors.process import stop_if_asked
@@ -90,7 +91,7 @@ class Request:
         """Why an image was asked for, for people."""
         said = [] if image.get("rank") is None else [f"rank {image['rank'] + 1} by {self.asked['heuristic']}"]
         said += [] if image.get("score") is None else [f"score {image['score']:.4g}"]
-        said += ["at random, for the audit"] if image.get("audit") else []
+        said += [reason for kind, reason in REASONS.items() if image.get(kind)]
         said += [f"{key} {image[key]}" for key in ("group", "nearest") if image.get(key)]
         return ", ".join(said) or f"asked for by {self.asked['heuristic']}"
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+import sys
 from hashlib import sha256
 
 import numpy as np
@@ -26,8 +27,9 @@ MUST = {  # what an event has, and of which type
     "answered": {"masks": dict},
     "joined": {"images": list, "fingerprint": str},
     "audited": {"images": int, "ids": list, "metrics": dict, "per_image": dict},
+    "repeated": {"images": int, "ids": list, "metrics": dict, "per_image": dict, "by": list},
 }
-ASIDE = ("resumed", "answered", "joined", "audited")  # may stand after any other event
+ASIDE = ("resumed", "answered", "joined", "audited", "repeated")  # may stand after any other event
 MAY = {
     "headline": str,
     "masks": dict,
@@ -36,18 +38,22 @@ MAY = {
     "held_out": list,
     "calibration": dict,
     "weights": str,
+    "repeats": list,
+    "again": dict,
 }
 
 
 class Chain:
     """The events of the file `path`, [] if there is none, and the hash that its next line goes on from.
 
-    `unsealed` counts the lines without a hash. A last line without its end is still being written and left out.
-    Raises Refused, with the line's number, where anything is not as it was written.
+    `unsealed` counts the lines without a hash. A last line without its end is still being written and left out. What
+    `kept(event)` gives of each event is held. Raises Refused, with the line's number, where anything is not as it was
+    written.
     """
 
-    def __init__(self, path):
-        self.path, self.events, self.unsealed, self._steps, self._digest = path, [], 0, 0, sha256()
+    def __init__(self, path, kept=lambda event: event):
+        self.path, self.kept, self.events = path, kept, []
+        self.unsealed, self._steps, self._digest = 0, 0, sha256()
         for number, line in enumerate(_lines(path), 1):
             try:
                 self._take(line)
@@ -88,8 +94,8 @@ class Chain:
         check_shape(event)
         check_order(event, self._steps)
         self._steps += event["event"] not in ASIDE
-        self.events.append(event)
-        return event
+        self.events.append(self.kept(event))
+        return self.events[-1]
 
 
 def damaged(path, number, reason):
@@ -117,13 +123,16 @@ def _lines(path):
 
 
 def _parsed(line):
-    """The JSON object of a line."""
+    """The JSON object of a line; its keys, which all lines repeat, are in memory once."""
 
     def refuse(name):
         raise ValueError(f"{name} is no JSON")
 
+    def named(pairs):
+        return {sys.intern(name): value for name, value in pairs}
+
     try:
-        event = json.loads(line.decode(), parse_constant=refuse)
+        event = json.loads(line.decode(), parse_constant=refuse, object_pairs_hook=named)
     except UnicodeDecodeError:
         raise ValueError("it is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -149,7 +158,9 @@ def check_shape(event):
             raise ValueError("a query names no image")
         if type(query.get("score", "")) not in (int, float, type(None)):
             raise ValueError("the score of a query is no number")
-    if kind == "answered" and not all(map(is_answer, event["masks"].values())):
+    if not all(isinstance(id, str) for id in event.get("repeats", [])):
+        raise ValueError("a repeat names no image")
+    if kind == "answered" and not all(map(is_answer, [*event["masks"].values(), *event.get("again", {}).values()])):
         raise ValueError("a mask that was answered has no sha256")
     if kind == "joined" and not all(isinstance(each, dict) and is_answer([each]) for each in event["images"]):
         raise ValueError("an image that joined has no sha256")

@@ -7,7 +7,7 @@ from experiments.records.chain import damaged
 
 # settings that a ledger does not record, for they say where things lie and run, and how long a run shall be
 FREE = {"results_dir", "runs_dir", "mongo_url", "tensorboard_dir", "tags", "device", "cycles", "checkpoint", "noted"}
-FREE |= {"resume", "cache_dir", "shared_dir", "stop_at"}
+FREE |= {"resume", "cache_dir", "shared_dir", "stop_at", "ray"}
 # recorded, but not in the way of going on: what is computed at once changes the last digits of a score at most, and
 # `threads` counts as what it makes of the machine at hand. trainer.compiled is not among them: training with it is
 # training with other last digits, which is another run after some epochs
@@ -117,7 +117,10 @@ def refuse_other_origin(folder, began, now):
 
 
 def refuse_other_ids(path, events, ids):
-    """Raise Refused, with the line's number, if a query names an image that is not there, or one for a second time."""
+    """Raise Refused, with the line's number, if a query names an image that is not there, or one for a second time.
+
+    So for a repeat of one that was not asked for.
+    """
     known, asked = set(ids), set()
     for number, event in enumerate(events, 1):
         for query in event.get("queries", []):
@@ -125,6 +128,9 @@ def refuse_other_ids(path, events, ids):
                 why = "is asked for twice" if query["id"] in asked else "is no training image"
                 raise damaged(path, number, f"{query['id'][:80]!r} {why}")
             asked.add(query["id"])
+        unasked = [id for id in event.get("repeats", []) if id not in asked]
+        if unasked:
+            raise damaged(path, number, f"{unasked[0][:80]!r} is asked for again and was not before")
 
 
 def flat(settings, prefix=""):

@@ -3,9 +3,9 @@
 One folder a run, `<results_dir>/<label>_<run>/`. A line is an event: `start` (settings, data, initial queries),
 then per cycle `evaluated` (metrics, weights) and `queried` (what to label next), and between them `resumed` where other
 versions or another device went on, `answered` where people drew masks, `joined` where images came, `audited` where the
-model was measured on images drawn at random. There is no clock, host or path in it, so two runs compare byte for byte;
-seconds go to timing.jsonl. Each line ends in a hash of all before it (chain.py). Running the same command again replays
-the events and goes on after the last one.
+model was measured on images drawn at random, `repeated` where masks were drawn twice. There is no clock, host or path
+in it, so two runs compare byte for byte; seconds go to timing.jsonl. Each line ends in a hash of all before it
+(chain.py). Running the same command again replays the events and goes on after the last one.
 """
 
 import fcntl
@@ -58,7 +58,7 @@ class Ledger:
             self._lock.close()
             raise Refused(f"{self.folder} is being written by another run: wait or set label=...") from None
         try:
-            self.chain = Chain(self.path)
+            self.chain = Chain(self.path, looked_at_again)
             if self.events:
                 anyway = self.settings.get("resume") == "anyway"
                 line = refuse_other_settings(self.folder, self.events[0]["settings"], self.settings, self.usual, anyway)
@@ -91,7 +91,7 @@ class Ledger:
 
     @property
     def events(self):
-        """All events so far, oldest first."""
+        """All events so far, oldest first, as far as a run looks at them again."""
         return self.chain.events
 
     @property
@@ -108,7 +108,7 @@ class Ledger:
         return self.events[0].get("headline", "test.dice")
 
     def append(self, event, cycle=0, **values):
-        """Write one event for good before returning it, as it will read back."""
+        """Write one event for good before returning it, as far as a run looks at it again."""
         event = {"event": event, "cycle": cycle, **values} | ({} if self.events else self.header)
         line = self.chain.seal(event)
         append_line(self.path, line)
@@ -175,6 +175,14 @@ class Ledger:
         return self.folder / "checkpoint" / f"cycle_{cycle:03d}.safetensors"
 
 
+def looked_at_again(event):
+    """What a run holds of an event for all its cycles: of test images their Dice alone, (images, classes)."""
+    if event["event"] != "evaluated":
+        return event
+    tables = {name: np.array(table, np.float64) for name, table in event["per_image"].items() if name == "dice"}
+    return {name: value for name, value in event.items() if name != "calibration"} | {"per_image": tables}
+
+
 def check(folder, settings, usual, made_with):
     """Raise Refused if `folder` holds a damaged run, one of other settings, or an unfinished one made otherwise.
 
@@ -199,6 +207,16 @@ def read(folder):
     Raises Refused, naming file and line, where the ledger is damaged.
     """
     return Chain(Path(folder) / "ledger.jsonl").events
+
+
+def evaluations(events):
+    """The evaluated events, each with the metrics that the audit and the repeats of the query after it brought."""
+    later = {}
+    for event in events:
+        if event["event"] in ("audited", "repeated"):
+            later[event["cycle"]] = later.get(event["cycle"], {}) | event["metrics"]
+    found = [event for event in events if event["event"] == "evaluated"]
+    return [event | {"metrics": event["metrics"] | later.get(event["cycle"], {})} for event in found]
 
 
 def cut_torn_line(path):

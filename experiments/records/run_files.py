@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from threading import RLock
 
@@ -54,6 +55,7 @@ class RunFiles(FileStorageObserver):
         self._end(super().failed_event, more)
 
     def _end(self, event, more):
-        event(**more)
-        if self.lock:
-            release(os.path.join(self.dir, "lock"), self.lock)
+        with self.lock or nullcontext():
+            event(**more)
+            if self.lock:
+                release(os.path.join(self.dir, "lock"), self.lock)

@@ -6,7 +6,7 @@ What MongoDB shall hold of the start and the ledger does not say: settings, host
 
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import RLock
 from uuid import uuid4
@@ -92,9 +92,10 @@ class Record(MongoObserver):
         save(self.path, entry)
 
     def final_save(self, attempts):
-        self.save()
-        if self.alive:
-            release(self.path.with_suffix(".lock"), self.alive)
+        with self.alive or nullcontext():  # where it cannot be saved, the lock stays: the next start marks the record
+            self.save()
+            if self.alive:
+                release(self.path.with_suffix(".lock"), self.alive)
 
 
 def shortened(text):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.errors import Refused
 from experiments.records.files import hold, release, write
-from experiments.records.ledger import read
+from experiments.records.ledger import evaluations, read
 
 LARGEST_RECORD = 2**24  # bytes: what MongoDB takes
 SHAPE = {
@@ -88,11 +88,8 @@ def mark_killed(folder):
 
 
 def measured(path):
-    """The evaluations in the ledger that a record lies beside, with what an audit found of the same weights later."""
-    events = read(path.parents[1])
-    audits = {event["cycle"]: event["metrics"] for event in events if event["event"] == "audited"}
-    found = [event for event in events if event["event"] == "evaluated"]
-    return [event | {"metrics": event["metrics"] | audits.get(event["cycle"], {})} for event in found]
+    """The evaluations in the ledger that a record lies beside, with what its query's audit and repeats found later."""
+    return evaluations(read(path.parents[1]))
 
 
 def completed(folder):

@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from experiments.acquisition import needs, trial
-from experiments.components import PRESETS, written
+from experiments.components import written
 from experiments.components.randomness import generator, key
 from experiments.errors import Refused
 from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
 from experiments.network.device import check_compiling, memory_explained
 from experiments.network.ready import build
-from experiments.records import ledger
+from experiments.records import cluster, ledger
 from experiments.records.chain import ASIDE
 from experiments.records.compare import digest_masks, refuse_other_making, refuse_other_masks, refuse_other_origin
 from experiments.records.ledger import CEILING, Ledger, is_finished
 from experiments.records.ledger import read as read_ledger
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
-from experiments.steps import audit, joined
+from experiments.steps import audit, joined, repeat, summary
 from experiments.store import RAM, Splits, Store, cache, refuse_ignored_foreground, remarks
 from experiments.training import recompute, trainer, weights
 
@@ -64,6 +64,8 @@ def check(config, components, usual):
     [about, *_] = written("dataset", config["dataset"])["__doc__"].split("\n")  # -OO leaves modules without theirs
     say(f"Dataset {config['dataset']}: {about}")
     metrics.headline(components["dataset"])
+    if config["ray"]:
+        cluster.check(config["ray"], f"ray={config['ray']}")
     splits = find_images(config, components)
     evaluation.check_test(splits.test, config["dataset"])
     needs.check(config, components, splits)
@@ -77,6 +79,7 @@ def check(config, components, usual):
         raise Refused(f"start={start} is more than the {size} images that {config['dataset']} has to learn from.")
     config = resolve_counts(config, components, splits.train)
     audit.check(config, splits.train)
+    repeat.check(config)
     if 0 < config["pool_size"] < config["query"]:
         looked, asked = config["pool_size"], config["query"]
         raise Refused(f"pool_size={looked} images cannot fill a query of {asked}: make it at least as large.")
@@ -120,10 +123,9 @@ def device_of(config):
 @contextmanager
 def prepare(config, run, components, usual):
     """Read the images, open the ledger, build the model: a State for the other steps."""
-    import torch
     from baal.active import ActiveLearningDataset  # takes seconds to import
 
-    from experiments.network.remembered import keep_in, remember  # defines a module, so it needs torch at once
+    from experiments.network.remembered import keep_in  # defines a module, so it needs torch at once
 
     model_file = components["model"]
     device = device_of(config)
@@ -144,7 +146,7 @@ def prepare(config, run, components, usual):
     size, classes = len(train), len(splits.classes)
     config, folder = resolve_counts(config, components, splits.train), folder_of(config)
     new = joined.coming(read_ledger(folder), train)
-    print_summary(config, run, components, splits, test, classes, made)
+    summary.say_plan(config, run, components, splits, test, classes, made)
     for line in remarks.remarks(dict(zip(splits._fields, stores, strict=False)), splits.classes):
         say(line)
     fingerprints = [store and store.fingerprint for store in stores]
@@ -156,15 +158,12 @@ def prepare(config, run, components, usual):
         Ledger(folder, config, fingerprints, usual, train.ids, masks=masks, made=made, **names) as ledger,
         Progress(plan(config, splits.crop, *stores, ledger.events)) as bar,
         memory_explained(lambda: bar.stage or "building the model, training"),
+        cluster.left(),
     ):
         if ledger.events:
             go_on(ledger, config, made, masks, {"val": val, "test": test}, new)
             joined.join(ledger, train)
-        encoder = None
-        if config["encoder"]:
-            torch.manual_seed(key(*place, "encoder") % 2**63)  # for what it has beside pretrained weights
-            encoder = remember(components["encoder"], splits.channels, classes, RAM // 4, deepest=True).to(device)
-            keep_in(config["cache_dir"], encoder, device)
+        encoder = encoder_of(config, components, splits, place, device)
         model, first = build(model_file, splits.channels, classes, place, device, config["members"])
         keep_in(config["cache_dir"], model, device)
         origin = checkpoint.origin(model) | ({"encoder": encoder.pretrained} if encoder else {})
@@ -177,6 +176,20 @@ def prepare(config, run, components, usual):
             yield State(*parts, encoder=encoder)
         finally:
             gc.unfreeze()
+
+
+def encoder_of(config, components, splits, place, device):
+    """The pretrained network, as it remembers, that a run's `encoder` names; None where it names none."""
+    if not config["encoder"]:
+        return None
+    import torch
+
+    from experiments.network.remembered import keep_in, remember  # defines a module, so it needs torch at once
+
+    torch.manual_seed(key(*place, "encoder") % 2**63)  # for what it has beside pretrained weights
+    encoder = remember(components["encoder"], splits.channels, len(splits.classes), RAM // 4, deepest=True).to(device)
+    keep_in(config["cache_dir"], encoder, device)
+    return encoder
 
 
 def go_on(ledger, config, made, masks, stores, new):
@@ -196,34 +209,6 @@ def go_on(ledger, config, made, masks, stores, new):
         say(f"Written by an earlier version, {lines}: they are taken as they are.")
     done = sum(e["event"] not in ASIDE for e in ledger.events)
     say(f"Going on from {ledger.folder}, where {done} steps are done.")
-
-
-def print_summary(config, run, components, splits, test, classes, made):
-    """Say what is about to be done and on what, and what an answer that looks at nothing would score."""
-    threads = f"{made['threads']} thread" + "s" * (made["threads"] != 1)
-    ranks = f" in each of {made['ranks']} processes" if "ranks" in made else ""
-    say(f"On {made['device']}, {threads}{ranks}, {made['precision']}.")
-    sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
-    queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
-    say(f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.")
-    if (PRESETS / f"{config['dataset']}.yaml").exists() and config["dataset"] not in run.meta_info["named_configs"]:
-        say(f"This is a small budget; the published one is `with {config['dataset']}`.")
-    if weights.whole(components["model"]):
-        left = "no augmentation" if needs.solved(components["model"]) else "of augment only flip and rotate"
-        say(f"{config['model']} keeps features of whole images: no crops, and {left}.")
-    if getattr(components["heuristic"], "JOINT", False):
-        say(f"{config['heuristic']} trains the model too: its first Dice is not paired with others'.")
-    if config["encoder"]:
-        say(f"encoder={config['encoder']}: strategies compare features of its deepest map, whatever layer they name.")
-    if test:
-        constant = evaluation.constant_answer(test, classes, measure=splits.headline)
-        run.info["constant_dice"] = constant
-        if constant is None:
-            what = f"None of the {len(test)} test images has a pixel of a foreground class"
-            say(f"{what}: Dice and IoU cannot be measured, only accuracy and calibration.")
-        else:
-            word = metrics.HEADLINES[splits.headline]
-            say(f"Calling every test pixel foreground would give {word} {constant:.3f}.")
 
 
 def count(share, size):

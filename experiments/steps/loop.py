@@ -14,7 +14,7 @@ from experiments.evaluation import evaluation, metrics
 from experiments.network import checkpoint
 from experiments.records.compare import digest_masks, refuse_other_masks
 from experiments.records.files import write
-from experiments.steps import audit, results
+from experiments.steps import audit, cluster, repeat, results
 from experiments.store import IGNORE, refuse_ignored_foreground
 from experiments.training import first_cycle, weights
 
@@ -53,12 +53,13 @@ def check_pool(state, cycle):
 
 
 def label(state, queries, cycle):
-    """Open the masks that were asked for, and again those that people have drawn anew since; measure on the audit's.
+    """Open the masks that were asked for, and again those that people have drawn anew since.
 
-    Raises BadData, labelling none, if one of them cannot be used, and AwaitingLabels if people are still to draw some.
+    What was asked for the audit is measured on, repeats are compared. Raises BadData, labelling none, if one of the
+    masks cannot be used, and AwaitingLabels if people are still to draw some.
     """
-    chosen = positions(state, queries)
-    again = annotate.settle(state, queries, chosen, cycle, lambda: can_show(state, cycle - 1))
+    chosen, repeats = positions(state, queries), repeat.queries(state, cycle - 1)
+    again = annotate.settle(state, queries, repeats, cycle, lambda: can_show(state, cycle - 1))
     drawn = [index for index, query in zip(chosen, queries, strict=True) if query.get("audit")]
     if drawn and not state.ledger.find("audited", cycle - 1):
         can_show(state, cycle - 1)  # while the masks are those that its weights were trained on
@@ -66,6 +67,8 @@ def label(state, queries, cycle):
     refuse_ignored_foreground([s for s in (state.train, state.val, state.test) if s], state.config["dataset"])
     if drawn:
         results.publish_audit(state, audit.measure(state, cycle - 1, drawn))
+    if repeats:
+        results.publish_repeats(state, repeat.measure(state, cycle - 1))
     pool = np.flatnonzero(~state.active.labelled)
     if chosen:  # given no index, baal labels every image
         state.active.label(np.searchsorted(pool, chosen).tolist())
@@ -166,6 +169,7 @@ def query(state, cycle):
         before = state.ledger.find("queried", cycle - 1)
         candidates = querying.candidates(state, cycle)
         drawn = audit.draw(state, cycle, candidates)
+        workers = cluster.Workers(state, cycle, trained) if state.config["ray"] else None
         pool = querying.pool_of(
             state,
             [index for index in candidates if index not in drawn],
@@ -174,15 +178,21 @@ def query(state, cycle):
             memory=deepcopy(before.get("memory", {})) if before else {},
             learner=state.learner and state.learner.eval(),
             advance=state.progress.advance,
+            elsewhere=workers,
         )
         n, way = state.config["query"] - len(drawn), querying.reduction(state.config)
         heuristic, batch = state.components["heuristic"], state.components["batch"]
         queries, scores = querying.ask(heuristic, batch, pool, n, (*state.at(cycle), "query"), way)
+        if workers and not workers.asked:
+            asks = f"heuristic={state.config['heuristic']} asks for no shards"
+            state.progress.line(f"{asks}: ray={workers.address} had nothing to compute.")
         queries += audit.queries(state.train.ids[i] for i in drawn)
         known = [(state.train.ids[i], state.train.groups[i]) for i in drawn]
         table = querying.table(pool, queries, scores, known)
         write(state.ledger.folder / "queries" / f"cycle_{cycle:03d}.csv", table)
-        event = state.ledger.append("queried", cycle, queries=queries, memory=pool.memory)
+        repeats = repeat.draw(state, cycle)
+        more = {"repeats": repeats} if repeats else {}
+        event = state.ledger.append("queried", cycle, queries=queries, memory=pool.memory, **more)
         state.ledger.time(cycle, query=perf_counter() - began)
     state.asked = showing.draw_query(state, cycle, event["queries"], lambda: can_show(state, cycle))
     return event["queries"]

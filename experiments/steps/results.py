@@ -5,7 +5,7 @@ import io
 from experiments.evaluation import metrics
 from experiments.records.files import write
 from experiments.records.ledger import reached
-from experiments.steps import advice
+from experiments.steps import advice, repeat
 from experiments.store import remarks
 
 
@@ -42,6 +42,14 @@ def publish_audit(state, event):
     images = f"{len(event['ids'])} image{'s' * (len(event['ids']) != 1)} drawn at random from its pool"
     line = f"cycle {cycle}/{state.config['cycles']}: audit Dice {found['audit.dice']:.3f}{limits} on {images}"
     state.progress.line(line)
+
+
+def publish_repeats(state, event):
+    """Log how far the masks that a query asked for again agree with the first ones, and print its line."""
+    for name, value in event["metrics"].items():
+        state.run.log_scalar(name, value, event["images"])
+    said = repeat.line(event, state.splits.classes, state.train.foreground)
+    state.progress.line(f"cycle {event['cycle']}/{state.config['cycles']}: {said}")
 
 
 def advise(state, cycle):

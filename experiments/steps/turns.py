@@ -3,7 +3,7 @@
 from experiments import annotate
 from experiments.errors import AwaitingLabels, Paused, Refused
 from experiments.records.ledger import read
-from experiments.steps import loop
+from experiments.steps import loop, repeat
 
 EVENTS = {"train": "evaluated", "query": "queried"}
 
@@ -38,11 +38,11 @@ def after_query(state, queries, cycle):
 
     The folder for people is written either way.
     """
-    chosen = loop.positions(state, queries)
-    place = annotate.write_request(state, queries, chosen, cycle + 1, lambda: loop.can_show(state, cycle))
+    repeats = repeat.queries(state, cycle)
+    place = annotate.write_request(state, [*queries, *repeats], cycle + 1, lambda: loop.can_show(state, cycle))
     shown = f"{place / 'index.html'} shows what is asked for and why, {place.with_suffix('.csv')} ranks the pool"
-    missing = annotate.missing(state.train, chosen)
+    missing = annotate.missing(state, queries, repeats)
     if missing:
-        masks = f"{len(missing)} of {len(chosen)} masks are awaited in {place / 'labels'}"
+        masks = f"{len(missing)} of {len(queries) + len(repeats)} masks are awaited in {place / 'labels'}"
         return AwaitingLabels(f"{shown}; {masks}, then {typed('train')}.")
     return Paused(f"{shown}; the dataset has the masks, next is {typed('train')}.")

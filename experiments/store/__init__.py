@@ -71,7 +71,7 @@ def look(reader, place):
 
 def taken(reader, place):
     """The same, kept no longer."""
-    known = SEEN.pop((repr(reader), str(place)), None)
+    known = SEEN.pop((repr(reader), str(place)), None) if SEEN else None
     return reader(place) if known is None else known
 
 
@@ -198,12 +198,8 @@ class Store:
         """(H, W) uint8 of the mask at its file's own size, read anew. Raises BadData."""
         return torch.from_numpy(self._checked_mask(index, self.split.read_original))
 
-    def batches(self, indices, size=0):
-        """Yield (indices, images (B, H, W, channels) uint8) of equal size, in order within a size; only to be read.
-
-        At most `size` at once, 0: as many as the device does best at once; what is left of a size in powers of two, for
-        torch keeps what it prepares for every shape, and a pool has a new number of images in each cycle.
-        """
+    def parts(self, indices, size=0):
+        """Yield the indices of each batch of `batches`, whose images are not looked at."""
         by_size = sorted(indices, key=lambda i: (self.sizes[i], i))
         for (height, width), same in groupby(by_size, key=self.sizes.__getitem__):
             same = list(same)
@@ -211,14 +207,23 @@ class Store:
             while same:
                 count = step if len(same) >= step else 1 << len(same).bit_length() - 1
                 batch, same = same[:count], same[count:]
-                images = [self.image(i) for i in batch]
-                if self.pixels.device == self.device:
-                    yield batch, images[0][None] if len(batch) == 1 else torch.stack(images)
-                else:  # from pinned memory, so that nothing waits for the copies
-                    there = images[0].new_empty((len(batch), *images[0].shape), device=self.device)
-                    for row, image in zip(there, images, strict=True):
-                        row.copy_(image, non_blocking=True)
-                    yield batch, there
+                yield batch
+
+    def batches(self, indices, size=0):
+        """Yield (indices, images (B, H, W, channels) uint8) of equal size, in order within a size; only to be read.
+
+        At most `size` at once, 0: as many as the device does best at once; what is left of a size in powers of two, for
+        torch keeps what it prepares for every shape, and a pool has a new number of images in each cycle.
+        """
+        for batch in self.parts(indices, size):
+            images = [self.image(i) for i in batch]
+            if self.pixels.device == self.device:
+                yield batch, images[0][None] if len(batch) == 1 else torch.stack(images)
+            else:  # from pinned memory, so that nothing waits for the copies
+                there = images[0].new_empty((len(batch), *images[0].shape), device=self.device)
+                for row, image in zip(there, images, strict=True):
+                    row.copy_(image, non_blocking=True)
+                yield batch, there
 
     def _span(self, index):
         return slice(self.starts[index], self.starts[index + 1])

@@ -37,7 +37,9 @@ KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 ORIENTATION = 274  # the EXIF tag
+INVERTED = 262, 0  # the TIFF tag and value that say that the number 0 is shown as white
 WHOLE = "save it with 8 or 16 bits a pixel, every image scaled in the same way"
+NUMBERS = "save it as whole numbers of 8 or 16 bits"  # a mask
 AVERAGED = 0.05  # share of an outline; 0 in every mask of GlaS, .1 to .5 once one of three ids or more was averaged
 
 
@@ -67,9 +69,14 @@ def read_text(path, encoding="utf-8"):
     return Path(regular(path, MAX_TEXT)).read_text(encoding)
 
 
+def format_of(path):
+    """Pillow's name of the format that a file's ending says, None for another."""
+    return FORMATS.get(os.path.splitext(path)[1].lower())
+
+
 def pages(path):
     """How many images a TIFF file holds, read from its header; 1 for other formats. Raises BadData."""
-    if FORMATS.get(Path(path).suffix.lower()) != "TIFF":
+    if format_of(path) != "TIFF":
         return 1
     with told(path, "TIFF"):
         try:
@@ -81,13 +88,14 @@ def pages(path):
 
 def size(path, page=0):
     """(height, width) of an image as its header states it. Raises BadData."""
-    with told(path, FORMATS[Path(path).suffix.lower()]):
+    kind = format_of(path)
+    with told(path, kind):
         try:
-            with Image.open(regular(path, MAX_IMAGE), formats=[FORMATS[Path(path).suffix.lower()]]) as image:
+            with Image.open(regular(path, MAX_IMAGE), formats=[kind]) as image:
                 image.seek(page)
                 return image.height, image.width
         except UnidentifiedImageError:
-            if FORMATS[Path(path).suffix.lower()] != "TIFF":
+            if kind != "TIFF":
                 raise
         return tifffile_page(path, page).shape[:2]
 
@@ -95,11 +103,12 @@ def size(path, page=0):
 def pixels(path, page=0, indices=False):
     """The stored values of an image, whose format is that of its suffix: (H, W) or (H, W, channels), uint8 or uint16.
 
-    Transparency is left out, black and white are 0 and 255. A palette gives colours, or with `indices` its indices, but
-    for GIF, whose encoders number the colours as they like. `page` counts in a TIFF from 0. Raises BadData naming the
-    file and what to convert, OSError where the machine has too little left.
+    Transparency is left out, black and white are 0 and 255. With `indices`, of a mask, a palette gives its indices, but
+    for GIF, whose encoders number the colours as they like, and a TIFF that shows 0 as white gives the numbers as they
+    are stored, as ImageJ and tifffile write them. `page` counts in a TIFF from 0. Raises BadData naming the file and
+    what to convert, OSError where the machine has too little left.
     """
-    kind = FORMATS[Path(path).suffix.lower()]
+    kind = format_of(path)
     with told(path, kind):
         try:
             with Image.open(regular(path, MAX_IMAGE), formats=[kind]) as image:
@@ -113,7 +122,8 @@ def pixels(path, page=0, indices=False):
                 if page:
                     image.seek(page)
                     refuse_large(path, *image.size)
-                deep = ";16" in str(image.tile) and not image.mode.startswith("I")  # Pillow would drop 8 of 16 bits
+                coded = ";16" in str([tile[3] for tile in image.tile])  # Pillow would drop 8 of 16 bits
+                deep = coded and not image.mode.startswith("I")
                 if not (deep and kind == "TIFF"):
                     return values(path, image, deep, indices and kind != "GIF")
         except UnidentifiedImageError:
@@ -127,18 +137,30 @@ def values(path, image, deep, indices):
     if deep:
         raise BadData(f"{path} has colours of 16 bits: save it as TIFF, or with 8 bits.")
     if image.mode == "F":
-        raise BadData(f"{path} has 32-bit float values: {WHOLE}.")
+        raise BadData(f"{path} has 32-bit float values: {NUMBERS if indices else WHOLE}.")
+    if indices and image.mode in ("LA", "RGBA") and only_transparency(image):
+        raise BadData(
+            f"{path} has one colour, its mask lies in the transparency: save the alpha channel as a grey PNG."
+        )
     if image.mode == "P":
         return np.array(image if indices else image.convert("RGB"))
     plain = {"1": "L", "L": "L", "LA": "L", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB"}
     if image.mode in plain:
-        return np.array(image if image.mode == plain[image.mode] else image.convert(plain[image.mode]))
+        found = np.array(image if image.mode == plain[image.mode] else image.convert(plain[image.mode]))
+        stored = indices and getattr(image, "tag_v2", {}).get(INVERTED[0]) == INVERTED[1]
+        return 255 - found if stored else found
     if not image.mode.startswith("I"):
         raise BadData(f"{path} is a {image.mode} image: save it as grey or RGB.")
     found = np.array(image)
     if not 0 <= found.min() <= found.max() < 2**16:
         raise BadData(f"{path} holds {found.min()} to {found.max()}: {WHOLE}.")
     return found.astype(np.uint16)
+
+
+def only_transparency(image):
+    """Whether an image's pixels differ in nothing but how transparent they are."""
+    *colours, alpha = (low != high for low, high in image.getextrema())
+    return alpha and not any(colours)
 
 
 def tifffile_page(path, page):

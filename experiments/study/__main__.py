@@ -18,6 +18,7 @@ from experiments.errors.process import (
     signals_noted,
     stop_if_asked,
 )
+from experiments.records.cluster import left
 from experiments.records.progress import duration, say
 from experiments.study import cluster, estimate, grid, looks, plan, workers
 from experiments.study.forked import Lifeline, answer, import_libraries
@@ -182,7 +183,7 @@ def command(words):
     """The exit code of the whole command."""
     drop_unwritable_output()
     try:
-        with cluster.left(), signals_noted(lambda number: os._exit(128 + number)):
+        with left(), signals_noted(lambda number: os._exit(128 + number)):
             return main(words)
     except KeyboardInterrupt as error:
         print("Stopped: the same command continues.", file=sys.stderr, flush=True)

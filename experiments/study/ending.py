@@ -12,45 +12,58 @@ from experiments.study import looks
 
 
 def judged(cells, study):
-    """[(folder, dataset, verdict table)] of the comparisons of a study, from the runs of these cells alone.
-
-    Where runs are added until it is decided, the table is that of the sequential design. Raises Refused where runs
-    cannot be compared.
-    """
+    """[(what is compared, its verdict table or the Refused that says why there is none)], from these runs alone."""
     found = []
-    baseline, margin = study.get("baseline", "random"), study.get("margin", 0.0)
     for folder in dict.fromkeys(cell.results for cell in cells):
-        own = pd.MultiIndex.from_tuples([(cell.label, cell.run) for cell in cells if cell.results == folder])
-        frame = runs.load(folder, say=silent)
-        frame = frame[pd.MultiIndex.from_frame(frame[["label", "run"]]).isin(own)]
-        for dataset, group in frame.groupby("dataset"):
-            if dataset != runs.apart(dataset.partition(",")[0], folder):
-                continue  # of another study, in a folder below
-            metric = runs.headline(group)
-            if study.get("until"):
-                table = sequential.compare(group, baseline, margin, metric, looks.design(study))
-            else:
-                table = statistics.compare(group, baseline, margin, metric)
-            saved = labels_saved.compare(group, baseline, metric, study.get("minutes", 0.0))
-            found.append((folder, dataset, table.merge(saved, on="label", how="left")))
+        try:
+            groups = comparisons(folder, [cell for cell in cells if cell.results == folder])
+        except Refused as error:
+            found.append((str(folder), error))
+            continue
+        for dataset, group in groups:
+            try:
+                found.append((f"{dataset} ({folder})", verdicts(group, study)))
+            except Refused as error:
+                found.append((f"{dataset} ({folder})", error))
     return found
 
 
+def comparisons(folder, cells):
+    """[(dataset, frame of its runs)] of these cells of one folder. Raises Refused where none has ended."""
+    frame, own = runs.load(folder, say=silent), pd.MultiIndex.from_tuples([(cell.label, cell.run) for cell in cells])
+    frame = frame[pd.MultiIndex.from_frame(frame[["label", "run"]]).isin(own)]
+    parts = [(dataset, group, dataset.partition(",")[0]) for dataset, group in frame.groupby("dataset")]
+    return [(dataset, group) for dataset, group, plain in parts if dataset == runs.apart(plain, folder)]  # none below
+
+
+def verdicts(group, study):
+    """The verdict table of one comparison; that of the sequential design where runs are added until it is decided.
+
+    Raises Refused where runs cannot be compared.
+    """
+    baseline, margin, metric = study.get("baseline", "random"), study.get("margin", 0.0), runs.headline(group)
+    if study.get("until"):
+        table = sequential.compare(group, baseline, margin, metric, looks.design(study))
+    else:
+        table = statistics.compare(group, baseline, margin, metric)
+    saved = labels_saved.compare(group, baseline, metric, study.get("minutes", 0.0))
+    return table.merge(saved, on="label", how="left")
+
+
 def undecided(cells, study):
-    """The methods of one comparison that its runs so far do not decide."""
-    return [
-        row.label for _, _, table in judged(cells, study) for row in table.itertuples() if row.verdict == "undecided"
-    ]
+    """The methods of one comparison that its runs so far do not decide, none where they cannot be compared."""
+    tables = [table for _, table in judged(cells, study) if not isinstance(table, Refused)]
+    return [row.label for table in tables for row in table.itertuples() if row.verdict == "undecided"]
 
 
 def lines(cells, study):
-    """What is said at the end, as a list of lines."""
-    said = []
-    for folder, dataset, table in judged(cells, study):
-        said += [
-            "",
-            f"{dataset} ({folder}): mean area under the budget curve, against {study.get('baseline', 'random')}",
-        ]
+    """What is said at the end, as a list of lines; a comparison that cannot be made says why and hides no other."""
+    said, baseline = [], study.get("baseline", "random")
+    for what, table in judged(cells, study):
+        if isinstance(table, Refused):
+            said += ["", f"{what}: {table}"]
+            continue
+        said += ["", f"{what}: mean area under the budget curve, against {baseline}"]
         said += [f"  {row.label}: {sentence(row)}" for row in table.itertuples() if row.verdict != "baseline"]
     return [printable(line) for line in said + differing(cells)]
 

@@ -57,9 +57,12 @@ def interleaved(cells, jobs):
 
 def keep(study, place, digest):
     """Store the study with its results, under the hash that the ledgers name."""
+    path, text = place / f"{digest[:12]}.yaml", grid.written(study).encode()
     try:
+        if path.is_file() and path.read_bytes() == text:
+            return
         place.mkdir(parents=True, exist_ok=True)
-        write(place / f"{digest[:12]}.yaml", grid.written(study).encode(), shared=True)
+        write(path, text, shared=True)
     except OSError as error:
         raise unusable(place, error, "written", ", or set --results") from error
 

@@ -2,7 +2,8 @@
 
 The run's labelled images are judged by models trained anew, by the run's settings, on the other folds of them. Writes
 suspects.csv with all of them and, of the most suspicious, a folder as a query's, with a page to look at. The same
-command continues where it was stopped; masks are only pointed at, never changed.
+command continues where it was stopped; masks are only pointed at. Those put into its labels/ the run's own command
+takes for the next training.
 """
 
 import argparse

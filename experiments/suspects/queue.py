@@ -120,7 +120,8 @@ i {{ display: inline-block; width: .9em; height: .9em; margin-right: .3em; borde
 <p>{escape(asked["run"])}: outlines of the mask that is there and of what models say that never saw the image, those
 first that disagree with the mask most confidently. A model may be wrong: these are suspects. <code>prediction/</code>
 holds what the models would draw. Masks drawn anew belong into <code>labels/</code> under the images' names, where
-<code>python -m experiments.annotate</code> puts them; the dataset's own stay as they are until you replace them.</p>
+<code>python -m experiments.annotate</code> puts them. From the folder <code>suspects</code> of the run its own command
+takes them for its next training; the masks before stay in the dataset and the ledger.</p>
 <p>{legend}</p><main>{rows}</main></html>
 """
 

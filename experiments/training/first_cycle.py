@@ -16,7 +16,7 @@ from experiments.records.provenance import hash_sources
 from experiments.store.reading import MAX_TEXT, MAX_WEIGHTS, read_text, regular
 from experiments.training import weights
 
-LATER = {"heuristic", "batch", "label", "run", "query", "mc_iters", "pool_size", "study", "audit"}
+LATER = {"heuristic", "batch", "label", "run", "query", "mc_iters", "pool_size", "study", "audit", "repeat"}
 EARLY = ("dataset", "model", "initial")  # components that act before the first query
 
 

@@ -32,6 +32,7 @@ def check(config, components):
         "trainer.compiled=True": config["trainer"]["compiled"],
         f"heuristic={config['heuristic']}, which learns beside the model,": hasattr(components["heuristic"], "prepare"),
         f"model={config['model']}, which trains no more than a head,": getattr(file, "WHOLE", False) or solved(file),
+        f"ray={config['ray']}": config["ray"],
         f"device={config['device']}": config["device"] not in ("auto", "cpu", "cuda", "cuda:0"),
     }
     for what, alone in reasons.items():
@@ -105,7 +106,7 @@ class Split:
             reason = str(error).splitlines()[0]
             raise Refused(f"This model cannot be sent to other processes ({reason}): leave out torchrun.") from error
         how = x.device.type, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-        processes.send((*how, sent.tell()))
+        processes.send((*how, len(sent.getbuffer())))
         processes.give(torch.frombuffer(sent.getbuffer(), dtype=torch.uint8))
         self.sent = True
 
