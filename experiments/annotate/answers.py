@@ -6,7 +6,6 @@ columns file, id, sha256, seconds, annotator. Nothing in labels/ is ever changed
 
 import csv
 import io
-import json
 from collections import defaultdict
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from experiments.acquisition.pictures import mask_colour
-from experiments.annotate.request import file_name, name_of, named, png, size_asked
+from experiments.annotate import asked
+from experiments.annotate.request import png
 from experiments.errors import BadData, Refused
 from experiments.records.cells import meant
 from experiments.records.files import write
@@ -35,7 +35,7 @@ def collect(state):
     latest = {"masks": in_force(ledger.events), "again": {id: v["sha256"] for id, v in repeats(ledger.events).items()}}
     by_file, refused = last_of_files(ledger.events), []
     taken = {kind: defaultdict(list) for kind in latest}
-    for place, images in requests(state):
+    for place, images in asked.requests(state):
         labels = place / "labels"
         more = table(labels / "answers.csv")
         for path in sorted(labels.glob("*"), key=lambda path: (path.stat().st_mtime_ns, path.name)):
@@ -79,47 +79,6 @@ def tell(state, id, versions, known, kind):
     elif known or own:
         old = "the earlier one stays in the ledger" if known else f"{own} stays as it is"
         say(f"{id} was drawn anew ({files}): from the next training on that mask counts, {old}.")
-
-
-def requests(state):
-    """Yield (folder, the entries of its manifest) of all requests of a run, and of its queue of suspects.
-
-    Raises Refused for one that was edited.
-    """
-    asked = []
-    for event in state.ledger.events:
-        if event["event"] in ("start", "queried"):
-            name = name_of(0 if event["event"] == "start" else event["cycle"] + 1)
-            now = [(query["id"], False) for query in event["queries"]]
-            asked += now
-            again = [(id, True) for id in event.get("repeats", ())]
-            yield from whole(state, state.ledger.folder / "queries" / name, [*now, *again].__eq__, "the same command")
-    suspects = "`python -m experiments.suspects` with --force"
-    yield from whole(state, state.ledger.folder / "suspects", lambda found: {*found} <= {*asked}, suspects)
-
-
-def whole(state, place, expected, writer):
-    """Yield (place, the entries of its manifest), if it holds one. Raises Refused unless that is as it was written.
-
-    `expected` is asked of its [(id, whether it is a repeat)], `writer` makes it anew.
-    """
-    manifest = place / "manifest.json"
-    if not manifest.exists():
-        return
-    position = {id: index for index, id in enumerate(state.train.ids)}
-    try:
-        asked = json.loads(read_text(manifest))
-        images = asked["images"]
-        kept = expected([(image["id"], image.get("repeat", False)) for image in images])
-        kept &= asked["classes"] == named(state.splits.classes)
-        kept &= all(image["name"] == file_name(image["id"]) for image in images)
-        kept &= all((i["height"], i["width"]) == size_asked(state.train, position[i["id"]]) for i in images)
-        kept &= all(isinstance(image["sha256"], str) for image in images)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        kept = False
-    if not kept:
-        raise Refused(f"{manifest} is not as it was written: remove it, and {writer} writes it anew.")
-    yield place, images
 
 
 def versions(events, cycle=None):
