@@ -16,7 +16,7 @@ from experiments.records.ledger import CEILING
 from experiments.records.observers import observers
 from experiments.records.sacred_record import keep_output
 from experiments.steps import begin, loop, results, turns
-from experiments.training import augment, operations, trainer, weights
+from experiments.training import augment, operations, ranks, trainer, weights
 
 
 def check(config, components, command):
@@ -33,8 +33,7 @@ def check(config, components, command):
         raise Refused(f"{who} goes on from saved weights: set checkpoint=last.")
     if not config["trainer"]["replay"] and not config["trainer"]["warm_start"]:
         raise Refused("trainer.replay=False forgets all earlier labels with the weights: set trainer.warm_start=True.")
-    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE") != "1":
-        raise Refused("torchrun began several processes where one trains a run: type python, or experiments.study.")
+    ranks.check(config, components)
     members = config["members"]
     if members > 1 and hasattr(components["heuristic"], "prepare"):
         raise Refused(f"heuristic={config['heuristic']} learns beside one model: leave out members={members}.")
@@ -182,4 +181,6 @@ def learn(config, run, step=""):
 
 
 if __name__ == "__main__":
-    ex.run_commandline()
+    with ranks.together() as first:
+        if first:
+            ex.run_commandline()

@@ -7,6 +7,7 @@ check the numbers, without images: ledgers, arrays, timing, tables and the page.
 import argparse
 import csv
 import io
+import re
 import sys
 import zipfile
 from contextlib import redirect_stdout
@@ -16,6 +17,7 @@ from time import sleep
 
 import jinja2
 import pandas as pd
+from markupsafe import Markup
 
 from analysis import audits, embedded, labels_saved, live, plots, rank_diagram, runs, sequential, statistics
 from analysis.embedded import as_svg, inside
@@ -104,6 +106,7 @@ def report(source, baseline="", margin=0.0, refresh=0, minutes=0.0, **asked):
         refresh=refresh,
         live=now,
         overall=ranked,
+        across=across(studies, baseline),
         ranks_drawn=as_svg(lambda: rank_diagram.draw(ranked[0]["rank"], ranked[2])) if ranked else None,
         pictures=pictures,
         pictured=pictured,
@@ -125,7 +128,7 @@ def template():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {f.__name__: f for f in (number, spread, signed, probability, count)}
+    environment.filters |= {f.__name__: f for f in (number, spread, signed, probability, count, breakable)}
     return environment.get_template("report.html.j2")
 
 
@@ -162,6 +165,16 @@ def compare(frame, baseline, margin, metric="test.dice", design=None, minutes=0.
         return ends, table.merge(labels_saved.compare(frame, baseline, metric, minutes), on="label", how="left"), ""
     except Refused as error:
         return ends, None, str(error)
+
+
+def across(studies, baseline):
+    """{method: {dataset: its row of the verdict table}} of the datasets that have one, the baseline left out."""
+    found = {}
+    for study in studies:
+        for row in [] if study["verdicts"] is None else study["verdicts"].to_dict("records"):
+            if row["label"] != baseline:
+                found.setdefault(row["label"], {})[study["dataset"]] = row
+    return dict(sorted(found.items()))
 
 
 def overall(frame, judges, baseline):
@@ -227,6 +240,11 @@ def picture(path, event, settings):
         "cycle": event["cycle"],
         **{key: settings[key] for key in ("dataset", "label", "heuristic", "run")},
     }
+
+
+def breakable(name):
+    """A name that may go on in the next line after each mark in it."""
+    return Markup("<wbr>").join(re.split(r"(?<=[,.=/])", str(name)))
 
 
 def number(value, digits=3):

@@ -21,12 +21,16 @@ from experiments.study.grid import Cell
 pytest.importorskip("ray", reason="requirements-cluster.txt is not installed: make test-ray")
 
 CLUSTER = """if True:
-    import sys
+    import socket, sys
     from ray.cluster_utils import Cluster
+    AGENTS = "metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port", "metrics_export_port"
+    open_ = [[socket.create_server(("127.0.0.1", 0)) for _ in AGENTS] for _ in range(2)]
+    ports = [dict(zip(AGENTS, (each.getsockname()[1] for each in node))) for node in open_]
+    [each.close() for node in open_ for each in node]  # left to Ray, a busy machine's agents choose them too late
     own = dict(node_ip_address="127.0.0.1", num_cpus=1, num_gpus=0, object_store_memory=80 * 2**20)
-    head = own | dict(include_dashboard=False, dashboard_host="127.0.0.1")
+    head = own | ports[0] | dict(include_dashboard=False, dashboard_host="127.0.0.1")
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    second = cluster.add_node(**own)
+    second = cluster.add_node(**own | ports[1])
     cluster.wait_for_nodes()
     print(cluster.address, flush=True)
     sys.stdin.readline()
@@ -39,9 +43,9 @@ CLUSTER = """if True:
 @pytest.fixture
 def cluster():
     """(address, a function that kills the second node, the process) of a cluster on 127.0.0.1."""
-    from experiments.records.cluster import LOOPBACK, OWN
+    from experiments.records.cluster import LOOPBACK, QUIET
 
-    own, pipe = os.environ | LOOPBACK | OWN, subprocess.PIPE
+    own, pipe = os.environ | LOOPBACK | QUIET, subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", CLUSTER], env=own, text=True, stdin=pipe, stdout=pipe) as process:
         address = process.stdout.readline().strip()
         assert address

@@ -1,6 +1,7 @@
 """Gradient checkpointing changes memory, not weights: bit for bit, whatever the network, its norms and its losses."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 
 from experiments.components import defaults
 from experiments.errors import Refused
-from experiments.network import ready
+from experiments.network import joint_norm, ready
 from experiments.network.layers import layer_outputs
 from experiments.training import learned, recompute
 from experiments.training.trainer import ingredient
@@ -50,8 +51,10 @@ def keyed(model, n):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_weights_are_the_same_bit_for_bit_and_a_step_keeps_far_less(settings, name):  # noqa: F811
-    """Running statistics and their counters are among the weights."""
+    """Running statistics and their counters are among the weights. Other processes can be sent the model."""
     model = made(name)
+    torch.save(model, io.BytesIO())
+    joint_norm.norms(keyed(model, 2))
     first, found = copy.deepcopy(model), []
     for again in (False, True):
         settings(gradient_checkpointing=again, epochs=2 if name == "unet" else 1, batch=2)
@@ -61,7 +64,7 @@ def test_weights_are_the_same_bit_for_bit_and_a_step_keeps_far_less(settings, na
     assert same(*found) and not same(weights(first), found[0])
     x = torch.rand(2, 3, 96, 96)
     plain = bytes_kept(keyed(model, 2), model, x)
-    forward = recompute.recomputing(model)
+    forward = recompute.Recomputing(model)
     forward(x)
     assert bytes_kept(model, forward, x) < KEEPS.get(name, 2 / 3) * plain
     assert not any("forward" in vars(module) for module in model.modules())
@@ -153,7 +156,7 @@ def test_a_learned_strategy_sees_the_maps_of_blocks_and_of_what_is_inside(settin
 
 def test_a_map_from_inside_a_block_is_that_of_the_model():
     model = keyed(made("unet"), 2)
-    x, forward, seen = torch.rand(2, 3, SIDE, SIDE), recompute.recomputing(model), []
+    x, forward, seen = torch.rand(2, 3, SIDE, SIDE), recompute.Recomputing(model), []
     for function in (model, forward):
         with layer_outputs(model, ["ups.2.join.1"]) as maps:
             function(x)

@@ -16,6 +16,8 @@ is frozen keeps its statistics. Dropout are modules (dropout.py has their kinds)
 indexed, never iterated, so that torch.fx can take it as a whole where it cannot look into it.
 """
 
+from functools import partial
+
 import torch
 
 from experiments.components.randomness import key
@@ -30,7 +32,7 @@ def make_ready(model, mean, std, device):
     mean, std = getattr(model, "mean", mean), getattr(model, "std", std)
     if any(mean) or any(value != 1 for value in std):
         shift, scale = (torch.as_tensor(v, dtype=torch.float32, device=device).view(1, -1, 1, 1) for v in (mean, std))
-        model.register_forward_pre_hook(lambda module, inputs: ((inputs[0] - shift) / scale,))
+        model.register_forward_pre_hook(partial(normalise, shift, scale))
     if getattr(model, "multiple", 1) > 1:
         padding = Padding(model.multiple)
         model.register_forward_pre_hook(padding.grow)
@@ -38,6 +40,11 @@ def make_ready(model, mean, std, device):
     model.to(device, memory_format=torch.channels_last)
     checkpoint.refuse_not_finite(model.state_dict(), "The model's first weights", "mend its file in models/")
     return model, {name: tensor.clone() for name, tensor in checkpoint.kept(model).items()}
+
+
+def normalise(shift, scale, module, inputs):
+    """A hook before a module's forward."""
+    return ((inputs[0] - shift) / scale,)
 
 
 def build(file, channels, classes, place, device, members=1):

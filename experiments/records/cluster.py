@@ -25,6 +25,7 @@ from experiments.errors.process import stop_if_asked
 from experiments.records.progress import say
 
 POLL = 0.1  # seconds between two looks at signals
+STARTS = 3  # tries of a cluster of one's own: Ray gives up on agents that a busy machine starts in over 15 seconds
 PATIENCE = 15  # seconds that a cluster may take to end
 STORE = 80 * 2**20  # bytes of Ray's object store, the least that it takes
 LOOPBACK = {
@@ -33,10 +34,7 @@ LOOPBACK = {
     "HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9",
     "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost",
 }  # fmt: skip
-OWN = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # else Ray reports its use to its makers
-    "RAY_raylet_start_wait_time_s": "180",  # a busy machine takes longer to start than the 30 seconds that Ray gives it
-}
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0"}  # else Ray reports its use to its makers
 _own = {}  # the process that keeps a cluster of this command's own
 
 
@@ -58,7 +56,7 @@ def join(address, typed, cpus=0, store=STORE):
     outer = {name: os.environ.get(name) for name in LOOPBACK} if near else {}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        os.environ.update(OWN | (LOOPBACK if near else {}))
+        os.environ.update(QUIET | (LOOPBACK if near else {}))
         if address == "local" and "RAY_AUTH_TOKEN" not in os.environ:  # nobody else on this machine is let in
             os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)})
         import ray
@@ -82,13 +80,15 @@ def join(address, typed, cpus=0, store=STORE):
 def start(cpus, store):
     """The address of a cluster of this command's own. Raises RuntimeError with the reason where none starts."""
     line, pipe = [sys.executable, "-m", "experiments.records.cluster", str(cpus), str(store)], subprocess.PIPE
-    keeper = _own["keeper"] = subprocess.Popen(line, cwd=ROOT, stdin=pipe, stdout=pipe, start_new_session=True)
-    while not select([keeper.stdout], [], [], POLL)[0]:
-        stop_if_asked()
-    said = json.loads(keeper.stdout.readline() or '{"reason": "the process that keeps it has ended"}')
-    if "address" not in said:
-        raise RuntimeError(said["reason"])
-    return said["address"]
+    for _ in range(STARTS):
+        keeper = _own["keeper"] = subprocess.Popen(line, cwd=ROOT, stdin=pipe, stdout=pipe, start_new_session=True)
+        while not select([keeper.stdout], [], [], POLL)[0]:
+            stop_if_asked()
+        said = json.loads(keeper.stdout.readline() or '{"reason": "the process that keeps it has ended"}')
+        if "address" in said:
+            return said["address"]
+        leave()
+    raise RuntimeError(said["reason"])
 
 
 def keep(cpus, store, answer):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from experiments.components import ROOT
+from experiments.network import processes
 from experiments.network.device import precision_on
 
 PACKAGES = ("torch", "numpy", "baal", "monai", "kornia", "sacred")
@@ -16,7 +17,7 @@ PROJECT = ("experiments", "heuristics", "data", "models")  # analysis/ only read
 
 
 def made_with(config, components, device):
-    """{versions, threads, device, precision, sources} as JSON values, without a clock, host or path.
+    """{versions, threads, ranks of torchrun, device, precision, sources} as JSON values, without a clock, host or path.
 
     `components` are the modules taking part, `device` is the torch.device at work, already set up.
     """
@@ -26,6 +27,7 @@ def made_with(config, components, device):
     return {
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
+        **({"ranks": processes.count()} if processes.count() > 1 else {}),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         **({"instructions": torch.backends.cpu.get_cpu_capability()} if cpu else {}),
         "precision": precisions["trainer"]

@@ -10,7 +10,8 @@ from experiments.training import weights
 def say_plan(config, run, components, splits, test, classes, made):
     """Say what is about to be done and on what, and what an answer that looks at nothing would score."""
     threads = f"{made['threads']} thread" + "s" * (made["threads"] != 1)
-    say(f"On {made['device']}, {threads}, {made['precision']}.")
+    ranks = f" in each of {made['ranks']} processes" if "ranks" in made else ""
+    say(f"On {made['device']}, {threads}{ranks}, {made['precision']}.")
     sizes = ", ".join(f"{len(split)} {name}" for name, split in zip(splits._fields, splits[:3], strict=False) if split)
     queries = f"{config['cycles']} cycles of {config['query']}" if config["cycles"] else "no queries"
     say(f"{sizes} images; {config['label']} run {config['run']} starts with {config['start']}, {queries}.")

@@ -36,20 +36,24 @@ def check(config, file, splits):
             raise Refused(f"model={name} has no modules of several layers to compute again: {fix}.")
 
 
-def recomputing(model):
+class Recomputing:
     """A function of images (B, channels, H, W) that gives what the model gives, and keeps less for the gradients.
 
     The model is in training mode and its dropout keys stay until the gradients are there.
     """
-    chosen = []
 
-    def forward(x):
-        if not chosen:
-            chosen.extend(blocks(model, x[:2, :, :SIDE, :SIDE]))
-        with checkpointed(chosen):
-            return model(x)
+    def __init__(self, model):
+        self.model, self.chosen = model, []
 
-    return forward
+    def choose(self, x):
+        """Find the blocks, once, by a step on some of the images x (B, channels, H, W)."""
+        if not self.chosen:
+            self.chosen.extend(blocks(self.model, x[:2, :, :SIDE, :SIDE]))
+
+    def __call__(self, x):
+        self.choose(x)
+        with checkpointed(self.chosen):
+            return self.model(x)
 
 
 @contextmanager

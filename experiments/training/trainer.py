@@ -3,6 +3,7 @@
 import math
 import os
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,12 +14,12 @@ from experiments.components.randomness import generator, key
 from experiments.components.settings import Range
 from experiments.errors import Refused
 from experiments.evaluation import metrics
-from experiments.network import checkpoint, ready
+from experiments.network import checkpoint, processes, ready
 from experiments.network.device import PRECISIONS, autocast, compiled_for, ran_out_of_memory
 from experiments.network.layers import layer_outputs
-from experiments.training import augment, operations
+from experiments.training import augment, operations, ranks
 from experiments.training.losses import LOSSES
-from experiments.training.recompute import recomputing
+from experiments.training.recompute import Recomputing
 
 ingredient = Ingredient("trainer")
 
@@ -128,9 +129,10 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
     more = min(len(guessed), round(pseudo_crops * len(known)))
     steps = math.ceil((len(known) + more) / batch)
     optimizer, scheduler = make_optimizer(model, steps_per_epoch=steps)
-    forward = compiled_for(train.device, model) if compiled else recomputing(model) if gradient_checkpointing else model
+    forward = compiled_for(train.device, model) if compiled else Recomputing(model) if gradient_checkpointing else model
     best = Best(strategy.trained(model) if strategy else model, select_by, patience)
     paths = strategy.paths if strategy else []
+    split = ranks.Split(model, forward, partial(crop_losses, loss=loss, precision=precision))
     for epoch in range(epochs):
         rng = generator(*place, "train", epoch)
         added = generator(*place, "pseudo", epoch).permutation(guessed)[:more]
@@ -151,17 +153,15 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             else:
                 inside = augment.inside(train, shown[now], drawn, height, width)
                 x, masks = operations.apply(augment.colour(images, inside, drawn["factors"]), masks, inside, drawn)
-            model.dropout_keys.now = keys[now]
             with errors_explained(f"{len(x)} crop(s) of {width} x {height}", x.device):
-                with autocast(x.device, precision), layer_outputs(model, paths) as maps:
-                    given = forward(x)
-                parts = given if isinstance(given, list) else [(1.0, given)]
-                losses = sum(weight * objective(two_sided(logits.float()), masks) for weight, logits in parts)
-                value = losses.mean()
-                if strategy:
-                    value = value + strategy.loss(maps(), losses, epoch / epochs)
-                optimizer.zero_grad(set_to_none=True)
-                value.backward()
+                with split.step(x, masks, keys[now]) as (own, own_masks, model.dropout_keys.now, share):
+                    with layer_outputs(model, paths) as maps:
+                        losses = crop_losses(forward, own, own_masks, loss, precision)
+                    value = losses.mean()
+                    if strategy:
+                        value = value + strategy.loss(maps(), losses, epoch / epochs)
+                    optimizer.zero_grad(set_to_none=True)
+                    (value * share).backward()
                 if clip:
                     torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
                 optimizer.step()
@@ -185,12 +185,22 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
     return best.restore()
 
 
+def crop_losses(forward, x, masks, loss, precision):
+    """(B,) losses of the crops x (B, channels, H, W), weighted where the network has several outputs."""
+    with autocast(x.device, precision):
+        given = forward(x)
+    parts = given if isinstance(given, list) else [(1.0, given)]
+    kind = torch.promote_types(parts[0][1].dtype, torch.float32)
+    return sum(weight * LOSSES[loss](two_sided(logits.to(kind)), masks) for weight, logits in parts)
+
+
 @contextmanager
 def errors_explained(crops, device):
     """Say which setting is wrong where a step is too much for the device or too little for batch norm."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        processes.stop_if_lost(error)
         if not ran_out_of_memory(error):
             raise
         raise Refused(
