@@ -794,10 +794,10 @@ def test_mirrored_and_moved_masks_of_real_tissue_are_named_in_part():
             spoilt = seen[first::8]
             sound = [record.mask_thumb for record in spoilt]
             for record in spoilt:
-                record.mask_thumb = np.ascontiguousarray(lay(record.mask_thumb))
+                record.mask_thumb, record.share = np.ascontiguousarray(lay(record.mask_thumb)), None
             found = [record for record, _, _ in alignment.misaligned(seen, ())]
             assert all(any(record is other for other in spoilt) for record in found)
             named += len(found)
             for record, mask in zip(spoilt, sound, strict=True):
-                record.mask_thumb = mask
+                record.mask_thumb, record.share = mask, None
         assert named > 0.28 * sum(len(seen[first::8]) for first in range(4))

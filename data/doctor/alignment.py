@@ -72,7 +72,8 @@ def copied_masks(records, classes):
         other = like is not record and like.digest != record.digest and like.item.mask != record.item.mask
         if other and not alike(like, record):
             usual = np.median(own_shares(comparable(records))) if usual is None else usual
-            if len(comparable([like, record])) < 2 or own_shares([like, record]).min() < LIKE * usual:
+            shares = [one.share for one in (like, record)]
+            if None in shares or min(shares) < LIKE * usual:
                 yield record, f"its mask is {like.item.mask}, pixel by pixel, its image another", like
 
 
@@ -84,8 +85,11 @@ def comparable(records):
 
 
 def own_shares(known):
-    """(N,): the share of each image's colours that its mask explains as it lies."""
-    return np.concatenate([at_rest(*stacked(part)) for part in chunks(known)]) if known else np.zeros(0)
+    """(N,): the share of each image's colours that its mask explains as it lies, kept in its Record."""
+    for part in chunks([record for record in known if record.share is None]):
+        for record, share in zip(part, at_rest(*stacked(part)).tolist(), strict=True):
+            record.share = share
+    return np.array([record.share for record in known])
 
 
 def misaligned(records, classes):

@@ -30,6 +30,7 @@ class Record:
     mask_thumb: np.ndarray | None = None  # (SIDE, SIDE) uint8
     mask_digest: int | None = None
     flat: bool = False  # one colour
+    share: float | None = None  # of the image's colours that the mask explains
 
 
 # each yields (Record, what was found, the record it is like or None), given the records and the names of the classes
