@@ -45,7 +45,7 @@ def cluster():
     """(address, a function that kills the second node, the process) of a cluster on 127.0.0.1."""
     from experiments.records.cluster import LOOPBACK, QUIET
 
-    own, pipe = os.environ | LOOPBACK | QUIET, subprocess.PIPE
+    own, pipe = os.environ | LOOPBACK | QUIET | {"RAY_raylet_start_wait_time_s": "180"}, subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", CLUSTER], env=own, text=True, stdin=pipe, stdout=pipe) as process:
         address = process.stdout.readline().strip()
         assert address
