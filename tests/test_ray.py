@@ -64,8 +64,14 @@ def study(root, results, *words, **updates):
     asked.pop("results_dir")
     line = [sys.executable, "-W", "ignore", "-m", "experiments.study", "smoke", "--results", str(results), *words]
     line += [f"{key}={value}" for key, value in asked.items()]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(line, cwd=ROOT, text=True, stdout=pipe, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        line,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell began the tests with &
+    )
 
 
 @pytest.fixture(scope="module")
