@@ -45,7 +45,7 @@ def cluster():
     """(address, a function that kills the second node, the process) of a cluster on 127.0.0.1."""
     from experiments.records.cluster import LOOPBACK, QUIET
 
-    own, pipe = os.environ | LOOPBACK | QUIET, subprocess.PIPE
+    own, pipe = os.environ | LOOPBACK | QUIET | {"RAY_raylet_start_wait_time_s": "180"}, subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", CLUSTER], env=own, text=True, stdin=pipe, stdout=pipe) as process:
         address = process.stdout.readline().strip()
         assert address
@@ -64,8 +64,14 @@ def study(root, results, *words, **updates):
     asked.pop("results_dir")
     line = [sys.executable, "-W", "ignore", "-m", "experiments.study", "smoke", "--results", str(results), *words]
     line += [f"{key}={value}" for key, value in asked.items()]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(line, cwd=ROOT, text=True, stdout=pipe, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        line,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where a shell began the tests with &
+    )
 
 
 @pytest.fixture(scope="module")
