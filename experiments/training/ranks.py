@@ -1,7 +1,7 @@
 """Data-parallel training under torchrun: the crops of each step split over processes, their gradients summed.
 
 Li et al. 2020, PyTorch Distributed, https://arxiv.org/abs/2006.15704. Rank 0 is the run, as ever: it draws the crops,
-validates, scores, tests and writes. The others open no file of it: they take a model as its training begins, then the
+validates, scores, tests and writes. The others open no file of it: they build its model when training begins, take the
 weights and crops of each step, and give gradients.
 """
 
