@@ -56,7 +56,7 @@ def check(config, components, command):
     if command in ("main", "full", *turns.EVENTS):
         begin.check({**config, **CEILING} if command == "full" else config, components, ex.usual())
     if command in turns.EVENTS:
-        turns.check(begin.folder_of(config), config["cycles"], command)
+        turns.check(begin.folder_of(config), config["cycles"], config["stop_at"], command)
 
 
 ex = SelectiveExperiment(

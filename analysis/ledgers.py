@@ -136,10 +136,11 @@ def _check(start, event, first):
             _need(np.array(sums, float).shape[1:] == (3,), "calibration is no table of three columns")
         for key in ("foreground", "boundary"):
             _need(event.get(key) is None or math.isfinite(event[key]), f"{key} is no number")
+    if kind in ("audited", "repeated"):
+        _need(all(math.isfinite(value) for value in event["metrics"].values()), "a metric is no number")
     if kind == "answered":
-        _need(
-            all(isinstance(v, dict) for versions in event["masks"].values() for v in versions), "an answer is no mask"
-        )
+        drawn = [*event["masks"].values(), *event.get("again", {}).values()]
+        _need(all(isinstance(version, dict) for versions in drawn for version in versions), "an answer is no mask")
     if kind in ("start", "queried"):
         for query in event["queries"]:
             _need(isinstance(query["id"], str), "an id is no text")

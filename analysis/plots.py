@@ -106,7 +106,9 @@ def curves(frame, costs=("images",), metric="test.dice", constant=None, size=(7,
         _plain(axis)
     for axis in axes[:, 1:].flat:
         axis.set_ylabel("")
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    room = figure.get_figwidth() / 2 > 0.6 + 0.085 * max(map(len, names), default=0)  # inches: a mark, a character each
+    figure.legend(handles, names, loc="outside lower center", ncols=1 + room, frameon=False)
     return figure
 
 

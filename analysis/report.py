@@ -5,23 +5,23 @@ check the numbers, without images: ledgers, arrays, timing, tables and the page.
 """
 
 import argparse
-import base64
 import csv
 import io
+import re
 import sys
-import warnings
 import zipfile
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from time import sleep
 
 import jinja2
 import pandas as pd
-from matplotlib import rc_context
-from PIL import Image
+from markupsafe import Markup
 
-from analysis import labels_saved, plots, rank_diagram, runs, sequential, statistics
-from analysis.ledgers import aloud, bare_arrays, bounded, curve_of, finished, silent, walk
+from analysis import audits, embedded, labels_saved, live, plots, rank_diagram, runs, sequential, statistics
+from analysis.embedded import as_svg, inside
+from analysis.ledgers import aloud, bare_arrays, bounded, curve_of, finished, silent
 from experiments.errors import Refused
 from experiments.errors.process import one_line_errors, unusable
 from experiments.records.cells import harmless
@@ -29,7 +29,6 @@ from experiments.records.files import write
 
 PACKED = ("ledger.jsonl", "timing.jsonl", "dice.npy", "budget.npy", "queries/*.csv")
 PICTURES = 24  # at most, in the gallery
-WIDTH = 1200  # of a picture in the page, at most
 LISTED = 8  # queries of a cycle: as many as its picture shows
 
 
@@ -39,8 +38,9 @@ def report(source, baseline="", margin=0.0, refresh=0, minutes=0.0, **asked):
     The page loads itself anew every `refresh` seconds, 0: never. `baseline` is the method that the others are compared
     with; "" is random, if it is there. `margin` is the largest difference in Dice that does not matter, as
     statistics.compare takes it, `minutes` what a mask takes to draw, 0: what the ledgers say; what else is `asked` goes
-    to runs.load. A study that cannot be compared is a page that says why, and so is what was left out. Raises Refused
-    if there is no finished run, or a baseline was named that no run has.
+    to runs.load. A study that cannot be compared is a page that says why, and so is what was left out. A page that
+    loads itself anew shows what is under way, too. Raises Refused if there is no run to show, or a baseline was named
+    that none has.
     """
     if not source.is_dir():
         raise Refused(f"{source} is not a folder of results: run active.py first.")
@@ -50,7 +50,13 @@ def report(source, baseline="", margin=0.0, refresh=0, minutes=0.0, **asked):
         aloud(line)
         left_out.append(line)
 
-    frame = runs.load(source, say=leave_out, **asked)
+    now = live.going_on(source) if refresh else {"runs": [], "queues": []}
+    try:
+        frame = runs.load(source, say=leave_out, **asked)
+    except Refused:
+        if baseline or not now["runs"]:
+            raise
+        frame = pd.DataFrame({name: [] for name in ("dataset", "label", "run", "cycle")})  # none is finished yet
     methods = sorted(set(frame["label"]) - {statistics.CEILING})
     if baseline and baseline not in methods:
         raise Refused(statistics.unknown(baseline, methods or [statistics.CEILING]))
@@ -80,6 +86,9 @@ def report(source, baseline="", margin=0.0, refresh=0, minutes=0.0, **asked):
                 "penalties": statistics.penalty_matrix(group, metric) if verdicts is not None else None,
                 "efficiency": statistics.fg_efficiency(group, metric).to_dict(),
                 "classes": classes[classes["dataset"] == dataset],
+                "audits": audits.table(group),
+                "audited": as_svg(partial(audits.curves, audits.table(group))) if len(audits.table(group)) else None,
+                "agreement": audits.agreement(group),
             }
         )
         if verdicts is not None:
@@ -87,7 +96,7 @@ def report(source, baseline="", margin=0.0, refresh=0, minutes=0.0, **asked):
     from analysis import reproduce  # torch takes seconds to import
 
     pictures, pictured = gallery(source, books)
-    ranked = overall(frame, judges, baseline)
+    ranked = overall(frame, judges, baseline) if studies else None
     page = template().render(
         studies=studies,
         left_out=left_out,
@@ -95,7 +104,9 @@ def report(source, baseline="", margin=0.0, refresh=0, minutes=0.0, **asked):
         margin=margin,
         design=design,
         refresh=refresh,
+        live=now,
         overall=ranked,
+        across=across(studies, baseline),
         ranks_drawn=as_svg(lambda: rank_diagram.draw(ranked[0]["rank"], ranked[2])) if ranked else None,
         pictures=pictures,
         pictured=pictured,
@@ -117,14 +128,8 @@ def template():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {f.__name__: f for f in (number, spread, signed, probability, count)}
+    environment.filters |= {f.__name__: f for f in (number, spread, signed, probability, count, breakable)}
     return environment.get_template("report.html.j2")
-
-
-def inside(folder, pattern):
-    """Files of a run's folder that match, sorted, without those that a link leads to from elsewhere."""
-    root, found = folder.resolve(), folder.glob(pattern)
-    return sorted(p for p in found if p.is_file() and p.resolve() == root / p.relative_to(folder))
 
 
 def about(frame, metric="test.dice"):
@@ -162,6 +167,16 @@ def compare(frame, baseline, margin, metric="test.dice", design=None, minutes=0.
         return ends, None, str(error)
 
 
+def across(studies, baseline):
+    """{method: {dataset: its row of the verdict table}} of the datasets that have one, the baseline left out."""
+    found = {}
+    for study in studies:
+        for row in [] if study["verdicts"] is None else study["verdicts"].to_dict("records"):
+            if row["label"] != baseline:
+                found.setdefault(row["label"], {})[study["dataset"]] = row
+    return dict(sorted(found.items()))
+
+
 def overall(frame, judges, baseline):
     """(mean ranks by method, Friedman's p, critical difference) over the datasets; None while these are too few."""
     headline = [judges[dataset] for dataset in frame["dataset"]]
@@ -183,16 +198,6 @@ def curves(frame, constant, metric="test.dice"):
     if frame[metric].isna().all():
         return None
     return as_svg(lambda: plots.curves(frame, metric=metric, constant=constant, size=(5.4, 3.9)))
-
-
-def as_svg(drawn):
-    """The text of the figure that `drawn()` gives."""
-    svg = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "askmask"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # missing here, but the browser has fonts of its own
-        drawn().savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    text = svg.getvalue()
-    return text[text.index("<svg") :].replace("#000000", "currentColor")
 
 
 def per_class(frame):
@@ -226,18 +231,7 @@ def gallery(source, books):
 
 def picture(path, event, settings):
     """One query for the page: the picture as a data URL, None if the file is no PNG or larger than Pillow trusts."""
-    url, size = None, None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=["PNG"]) as png:
-                image = png.convert("RGB")
-        image.thumbnail((WIDTH, WIDTH))
-        webp = io.BytesIO()
-        image.save(webp, "WEBP", quality=75)
-        url, size = f"data:image/webp;base64,{base64.b64encode(webp.getvalue()).decode()}", image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombWarning, Image.DecompressionBombError):
-        pass  # the page says so
+    url, size = embedded.picture(path)
     return {
         "url": url,
         "size": size,
@@ -246,6 +240,11 @@ def picture(path, event, settings):
         "cycle": event["cycle"],
         **{key: settings[key] for key in ("dataset", "label", "heuristic", "run")},
     }
+
+
+def breakable(name):
+    """A name that may go on in the next line after each mark in it."""
+    return Markup("<wbr>").join(re.split(r"(?<=[,.=/])", str(name)))
 
 
 def number(value, digits=3):
@@ -355,13 +354,12 @@ def main(words=None):
 
 
 def watch(given):
-    """Write the page whenever a ledger has grown, until Ctrl-C; a browser loads it anew by itself."""
+    """Write the page whenever a run got further, until Ctrl-C; a browser loads it anew by itself."""
     seen = None
     print(f"{given.output} follows {given.results} every {given.watch} s, until Ctrl-C.", flush=True)
     while True:
         try:
-            now = [(str(folder), (folder / "ledger.jsonl").stat().st_size)
-                   for folder, names in walk(given.results) if "ledger.jsonl" in names]  # fmt: skip
+            now = live.stamp(given.results)
             if now != seen:
                 with redirect_stdout(io.StringIO()):  # the page itself says what is left out of it
                     said = {"refresh": given.watch, "minutes": given.minutes, **runs.published(given)}

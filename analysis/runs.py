@@ -14,7 +14,7 @@ import pandas as pd
 from analysis.ledgers import SETTINGS, aloud, array_of, bare_arrays, bounded, finished, silent
 from experiments.errors import Refused
 from experiments.records.compare import comparable
-from experiments.records.ledger import CEILING
+from experiments.records.ledger import CEILING, evaluations
 
 OURS = {"$or": [{"askmask": {"$exists": True}}, {"experiment.name": "askmask"}]}  # runs in a MongoDB
 TIMEOUT_MS = 3000  # until a server that does not answer is given up
@@ -130,7 +130,7 @@ def apart(dataset, folder):
 def _run(events, per_image):
     """The frame of one run."""
     settings, judge = shown(events[0]["settings"]), events[0].get("headline", "test.dice")
-    evaluated = [event for event in events if event["event"] == "evaluated"]
+    evaluated = evaluations(events)
     drawn = minutes(events)
     costs = [
         {"cycle": e["cycle"], **{cost: e.get(cost) for cost in COSTS}, "minutes": spent}
@@ -159,7 +159,8 @@ def minutes(events):
     seconds, found = [], []
     for event in events:
         if event["event"] == "answered":
-            seconds += [_seconds(version) for versions in event["masks"].values() for version in versions]
+            drawn = [*event["masks"].values(), *event.get("again", {}).values()]
+            seconds += [_seconds(version) for versions in drawn for version in versions]
         if event["event"] == "evaluated":
             found.append(sum(seconds) / 60 if seconds else np.nan)
     return found

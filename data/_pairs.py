@@ -7,6 +7,7 @@ from functools import cache
 from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 from experiments.errors import Refused
 from experiments.records.progress import say
@@ -177,7 +178,7 @@ def match(folder, pattern, what, names, but=(), may_be_none=False):
                 (f"{path} is {how}" for ends, how in DRAWN.items() if name.lower().endswith(ends)), None
             )
             if matched and readable and path not in but:
-                found[tuple(matched[name] for name in names)].append(path)
+                found[tuple(normalize("NFC", matched[name]) for name in names)].append(path)  # macOS writes e and ´
     if not found and not may_be_none and not seen and drawn:
         raise Refused(f"{drawn}, and set folder.{what}=...")
     if not found and not may_be_none:

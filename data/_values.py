@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 from PIL import Image
@@ -11,6 +13,7 @@ from experiments.errors import BadData, Refused
 from experiments.store import IGNORE
 from experiments.store.reading import format_of, pages, pixels, resized
 
+LAST = Lock()  # of last_meanings
 COLOUR = 2**24  # + 0xrrggbb: how a colour is told from a number
 LISTED = 32  # different values of masks that can still be classes
 NUMBERED = 4  # from more values on they may be numbers of objects
@@ -168,6 +171,18 @@ def merged(mask, colours):
 def read_mask(mask, ranges, snap, resize):
     """(H, W) uint8 of class numbers and IGNORE; BadData for values that were not declared, unless they are to snap."""
     mask = as_part(mask)
+    if not mask.whole:
+        return meanings(mask, tuple(ranges), snap, resize)
+    with LAST:  # tiles of one image follow each other, and its mask is decoded once
+        result = last_meanings(mask._replace(whole=(), rows=(), columns=()), tuple(ranges), snap, resize)
+    if mask.whole != result.shape:
+        (h, w), (height, width) = result.shape, mask.whole
+        raise BadData(f"{mask} is {w} x {h}, its image {width} x {height}: replace the mask.")
+    return mask.cut(result).copy()
+
+
+def meanings(mask, ranges, snap, resize):
+    """The same of a whole mask."""
     codes = merged(mask, ranges[0][0] >= COLOUR)
     result, known = np.full(codes.shape, IGNORE, np.uint8), np.zeros(codes.shape, bool)
     for first, last, number in ranges:
@@ -184,12 +199,10 @@ def read_mask(mask, ranges, snap, resize):
                 "folder.values or folder.ignore, or set folder.snap=True to take the nearest, as JPEG needs."
             )
         result[~known] = nearest(others, ranges)[where]
-    if resize != 1:
-        result = np.array(resized(Image.fromarray(result), resize, smooth=False))
-    if mask.whole and mask.whole != result.shape:
-        (h, w), (height, width) = result.shape, mask.whole
-        raise BadData(f"{mask} is {w} x {h}, its image {width} x {height}: replace the mask.")
-    return mask.cut(result)
+    return result if resize == 1 else np.array(resized(Image.fromarray(result), resize, smooth=False))
+
+
+last_meanings = lru_cache(maxsize=2)(meanings)
 
 
 def read_original(mask, ranges, snap):

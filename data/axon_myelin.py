@@ -75,8 +75,9 @@ def load(rng, root, test, val, pixel, tile, crop):
         raise Refused("axon_myelin: every rat tests or validates, none is left to learn from.")
     held = [[item for item in items if item.source in rats] for rats in (val, test)]
     kept = lru_cache(16)(open_image)  # while their tiles are read, and as long as these splits are there
-    read_original = partial(original_tile, lru_cache(2)(open_mask))
-    return three_splits(pool, *held, partial(read_tile, kept), partial(read_tile, open_mask), crop, read_original)
+    last = lru_cache(2)(open_mask)
+    read_original = partial(original_tile, last)
+    return three_splits(pool, *held, partial(read_tile, kept), partial(read_tile, last), crop, read_original)
 
 
 def list_images(root):

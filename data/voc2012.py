@@ -55,6 +55,7 @@ CLASSES = (
 CHANNELS = 3
 HAS = ("validation",)
 HEADLINE = "miou"
+AUGMENTED = "SegmentationClassAug", "SegmentationClassTrainAug"  # what the folder of SBD masks is called
 SOURCE = "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/"
 
 ingredient = Ingredient("voc2012")
@@ -63,7 +64,7 @@ ingredient = Ingredient("voc2012")
 @ingredient.config
 def settings():
     root = "data/VOCdevkit/VOC2012"  # JPEGImages, SegmentationClass, ImageSets/Segmentation
-    augmented = False  # True: trainaug.txt and SegmentationClassAug, 10,582 images
+    augmented = False  # True: trainaug.txt and SegmentationClassAug (or ...TrainAug), 10,582 images
     height = 256  # of every image, squashed; 480 as published, 0 keeps the files' own, of up to 500
     width = 256  # as height
     crop = 0  # side of the training window in pixels; 0 trains on whole images
@@ -77,7 +78,9 @@ ALLOWED = SIDES | WINDOW | FOLDS
 @ingredient.capture
 def load(rng, root, augmented, height, width, crop, folds, fold):
     remedy = f"unpack VOCtrainval_11-May-2012.tar of {SOURCE} so that JPEGImages is there"
-    name, masks = ("trainaug", "SegmentationClassAug") if augmented else ("train", "SegmentationClass")
+    name, masks = ("trainaug", AUGMENTED[0]) if augmented else ("train", "SegmentationClass")
+    if augmented:
+        masks = next((folder for folder in AUGMENTED if Path(root, folder).is_dir()), masks)
     lists = {part: f"ImageSets/Segmentation/{part}.txt" for part in (name, "val")}
     refuse_absent("voc2012", root, ["JPEGImages", "SegmentationClass"], remedy)
     refuse_absent("voc2012", root, [masks, *lists.values()], f"{remedy}{', and SBD beside it' if augmented else ''}")

@@ -14,6 +14,7 @@ from conftest import ROOT, TEST, command, events, ledger_bytes, own_file, settin
 from PIL import Image
 
 from data import phantom
+from experiments.acquisition import trial
 from experiments.components.randomness import generator
 from experiments.errors import BadData, Refused
 from experiments.steps import begin
@@ -238,6 +239,7 @@ def test_finished_run_is_not_run_twice(smoke, undisturbed, tmp_path, monkeypatch
     file = tmp_path / "results" / "bald_0" / "ledger.jsonl"
     before = file.stat().st_mtime_ns, file.read_bytes()
     monkeypatch.setattr(trainer, "fit", lambda *args, **more: pytest.fail("it trained again"))
+    monkeypatch.setattr(trial, "check", lambda *args, **more: pytest.fail("its model was tried, which takes seconds"))
     run = smoke(runs_dir=str(tmp_path / "runs"))
     assert run.status == "COMPLETED"
     assert run.result == events(undisturbed)[-1]["metrics"]["test.dice"]
@@ -396,6 +398,14 @@ def test_a_submodule_of_torch_is_the_one_that_torch_has():
     code += "; print(torch.profiler.profiler.__name__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "torch.profiler.profiler"]
+
+
+def test_a_refusal_imports_no_torch():
+    """Which takes seconds: no module of a run needs it when it is imported."""
+    code = "import active, experiments, sys; print(type(sys.modules['torch']) is experiments._Later)"
+    code += "; print('torch.nn' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
 
 
 def test_several_processes_of_torchrun_are_refused(smoke, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -487,6 +488,15 @@ def test_what_is_no_image_is_in_nobodys_way(tmp_path):
     assert sum(len(split) for split in load(tmp_path, **LESION)[:3]) == 10
 
 
+def test_names_pair_however_their_accents_are_written(tmp_path):
+    """An archive packed on a Mac has e and an accent for each é."""
+    for k, name in enumerate(("größe", "café", "naïve")):
+        image, mask = disc(k)
+        save(tmp_path / "images" / f"{normalize('NFD', name)}.png", image)
+        save(tmp_path / "masks" / f"{normalize('NFC', name)}.png", mask * np.uint8(255))
+    assert {"größe", "café", "naïve"} == set(opened(load(tmp_path, **LESION)))
+
+
 def test_subfolders_are_parts_of_names(tmp_path):
     for place in ("one", "two"):
         draw(tmp_path, 4, image=f"images/{place}/{{}}.png", mask=f"masks/{place}/{{}}_m.png")
@@ -607,3 +617,19 @@ def test_lists_and_patterns_go_before_folders(tmp_path):
     assert sum(map(len, splits[:3])) == 9 and len({i.id.split("/")[0] for i in splits.train.items}) > 1
     (tmp_path / "t.txt").write_text("val/a\nval/b\n")
     assert load(tmp_path, classes="a,b", test_file="t.txt", val=0, **given).test.ids == ["val/a", "val/b"]
+
+
+def test_the_mask_of_tiles_that_follow_each_other_is_decoded_once(tmp_path, monkeypatch):
+    from data import _values
+
+    for k in range(5):
+        image, mask = disc(k, (48, 64))
+        save(tmp_path / f"images/{k}.png", image)
+        save(tmp_path / f"masks/{k}.png", mask * np.uint8(255))
+    opened, merged = Counter(), _values.merged
+    monkeypatch.setattr(_values, "merged", lambda mask, colours: opened.update(mask.paths) or merged(mask, colours))
+    splits = load(tmp_path, tile=32, test=0, val=0, **LESION)
+    masks = [splits.train.read_mask(item.mask) for item in splits.train.items]
+    assert len(masks) == 20 and set(opened.values()) == {1} and len(opened) == 5
+    masks[0][:] = 9  # whoever changes a tile changes no other
+    assert splits.train.read_mask(splits.train.items[0].mask).max() <= 1

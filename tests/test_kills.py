@@ -6,11 +6,13 @@ A handful of kills of one model, one of each other; ASKMASK_KILLS=20 makes as ma
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, SMALL, settings
+from conftest import ROOT, SMALL, answer, asked, events, lab_settings, settings
+from PIL import Image
 
 from experiments.components import names
 
@@ -71,14 +73,18 @@ FORKS = """if True:
 
 @pytest.fixture(scope="module")
 def run(phantom_root):
-    """run(results, kill=None, **settings) -> (exit code, {"disk": operations, "step": steps}) of one run, a process."""
+    """run(results, kill=None, **settings) -> (exit code, {"disk": operations, "step": steps}) of one run, a process.
+
+    `lab` is the folder of one whose masks people draw.
+    """
     line = [sys.executable, "-W", "ignore", "-c", FORKS]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(line, cwd=ROOT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as process:
 
-        def run(results, kill=None, **updates):
+        def run(results, kill=None, lab=None, **updates):
             updates = {"cycles": 2} | updates
-            process.stdin.write(json.dumps([settings(phantom_root, results, **updates), kill]) + "\n")
+            asks = lab_settings(lab, results, **updates) if lab else settings(phantom_root, results, **updates)
+            process.stdin.write(json.dumps([asks, kill]) + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
             assert answer, process.communicate()[1]
@@ -141,3 +147,54 @@ def test_killed_in_the_middle_of_a_step(run, tmp_path, model):
     assert run(tmp_path / "killed", **asked)[0] == 0
     assert_same(tmp_path / "killed", tmp_path / "whole")
     assert [name for name in files(tmp_path / "whole") if name.endswith(".safetensors")]
+
+
+def until_it_ends(run, *where, kill="event", **asks):
+    """(what a run is refused with at last, "" where it is finished; how often it was killed, after its every event)."""
+    killed = 0
+    while True:
+        code, made = run(*where, kill, **asks)
+        if code == 0:
+            return made.get("refused", ""), killed
+        assert code == -9
+        killed += 1
+
+
+def test_a_loop_without_ground_truth_killed_between_any_two_steps_is_the_oracle_s(run, lab_root, truth, tmp_path):
+    """Three rounds with an audit and repeats, two bad masks in the first: all but who drew is the same, bit for bit.
+
+    Killed while masks are kept, and between the steps of the third round, where there is every kind; of all rounds
+    with ASKMASK_KILLS=20.
+    """
+    asks, results, killed = {"lab": lab_root, "cycles": 3, "audit": 0.5, "repeat": 0.5}, tmp_path / "people", 0
+    for number, count in enumerate((2, 3, 3)):
+        said, times = until_it_ends(run, results, kill="event" if number == 2 or KILLS > 2 else None, **asks)
+        assert said.startswith(f"{count} of {count} masks are awaited")
+        place, names = asked(results, f"cycle_00{number}")
+        if not number:
+            Image.new("L", (9, 9), 1).save(place / "labels" / f"{names[0]}.png")
+            with Image.open(truth / "truth" / f"{names[1]}.png") as mask:
+                Image.new("L", mask.size, 77).save(place / "labels" / f"{names[1]}.png")
+            assert until_it_ends(run, results, **asks) == (said, 0)
+        answer(truth, place, names)
+        when = random.SystemRandom().randint(1, 6)
+        print(f"killed before operation {when} on the disk in round {number}")
+        assert run(results, ["disk", when], **asks)[0] == -9
+        killed += times
+    assert until_it_ends(run, results, kill=None, **asks) == ("", 0) and killed >= 3
+    found = events(results, "entropy")
+    kinds = {
+        event: sum(e["event"] == event for e in found) for event in ("answered", "audited", "repeated", "evaluated")
+    }
+    assert kinds == {"answered": 3, "audited": 3, "repeated": 2, "evaluated": 4}
+    given = {"initial": "given", "given.ids": [query["id"] for query in found[0]["queries"]], "start": 2}
+    shutil.copytree(truth / "truth", lab_root / "truth")
+    known = {"folder.masks": "truth", "folder.unlabelled": False}
+    assert run(tmp_path / "oracle", **asks, **given, **known)[0] == 0
+    oracle = events(tmp_path / "oracle", "entropy")
+
+    def alike(events):
+        kept = [event for event in events[1:] if event["event"] != "answered"]
+        return [{**event, "by": ["" for _ in event["by"]]} if "by" in event else event for event in kept]
+
+    assert alike(found) == alike(oracle)

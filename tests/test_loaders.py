@@ -237,6 +237,31 @@ def test_every_missing_file_is_one_line(archives, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_lies_beside_an_archives_files_is_in_nobodys_way(archives, name, tmp_path):
+    """What systems, browsers and editors leave, and lists that went through Windows."""
+    root = shutil.copytree(archives[name], tmp_path / "a")
+    for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
+        (folder / "README.txt").write_text("Read me.")
+        for junk in (".DS_Store", "Thumbs.db", "desktop.ini", "._0.png", "index.html", "Copy of notes.docx"):
+            (folder / junk).write_bytes(b"junk")
+        for file in [path for path in folder.iterdir() if path.suffix in (".png", ".jpg")]:
+            (folder / f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    (root / "__MACOSX").mkdir()
+    for path in root.rglob("*.txt"):
+        if path.name != "README.txt":
+            lines = path.read_text().splitlines()
+            path.write_bytes(b"\xef\xbb\xbf" + "\r\n\r\n".join([*lines, "  ", ""]).encode())
+    for path in root.rglob("*.csv"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_text().replace("\n", "\r\n").encode() + b"\r\n")
+    given = SETTINGS.get(name, {})
+    for one, other in zip(load(name, archives[name], **given)[:3], load(name, root, **given)[:3], strict=True):
+        assert one.ids == other.ids and one.groups == other.groups
+        assert [i.mask.relative_to(archives[name]) for i in one.items] == [
+            i.mask.relative_to(root) for i in other.items
+        ]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_image_is_opened_at_load_and_a_damaged_one_is_named(archives, name, tmp_path):
     root = copied(archives, name, tmp_path)
     splits = load(name, root, **SETTINGS.get(name, {}))
@@ -401,7 +426,9 @@ def test_voc_takes_the_augmented_list_and_refuses_one_that_holds_test_images(arc
         "".join(f"/JPEGImages/{n}.jpg /SegmentationClassAug/{n}.png\n" for n in listed.read_text().split())
     )
     assert len(load("voc2012", root, augmented=True).train) == 22
-    shutil.rmtree(root / "SegmentationClassAug")
+    (root / "SegmentationClassAug").rename(root / "SegmentationClassTrainAug")  # as CRC-AL calls it
+    assert len(load("voc2012", root, augmented=True).train) == 22
+    shutil.rmtree(root / "SegmentationClassTrainAug")
     assert "SBD" in refusal("voc2012", root, augmented=True)
     with open(root / "ImageSets/Segmentation/train.txt", "a") as file:
         file.write("2008_000001\n")

@@ -1,11 +1,14 @@
 """A study on a Ray cluster of two nodes, one of which dies midway: each run once, no number other. `make test-ray`."""
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -18,12 +21,16 @@ from experiments.study.grid import Cell
 pytest.importorskip("ray", reason="requirements-cluster.txt is not installed: make test-ray")
 
 CLUSTER = """if True:
-    import sys
+    import socket, sys
     from ray.cluster_utils import Cluster
+    AGENTS = "metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port", "metrics_export_port"
+    open_ = [[socket.create_server(("127.0.0.1", 0)) for _ in AGENTS] for _ in range(2)]
+    ports = [dict(zip(AGENTS, (each.getsockname()[1] for each in node))) for node in open_]
+    [each.close() for node in open_ for each in node]  # left to Ray, a busy machine's agents choose them too late
     own = dict(node_ip_address="127.0.0.1", num_cpus=1, num_gpus=0, object_store_memory=80 * 2**20)
-    head = own | dict(include_dashboard=False, dashboard_host="127.0.0.1")
+    head = own | ports[0] | dict(include_dashboard=False, dashboard_host="127.0.0.1")
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    second = cluster.add_node(**own)
+    second = cluster.add_node(**own | ports[1])
     cluster.wait_for_nodes()
     print(cluster.address, flush=True)
     sys.stdin.readline()
@@ -36,11 +43,12 @@ CLUSTER = """if True:
 @pytest.fixture
 def cluster():
     """(address, a function that kills the second node, the process) of a cluster on 127.0.0.1."""
-    from experiments.records.cluster import LOOPBACK
+    from experiments.records.cluster import LOOPBACK, QUIET
 
-    own, pipe = os.environ | LOOPBACK | {"RAY_USAGE_STATS_ENABLED": "0"}, subprocess.PIPE
+    own, pipe = os.environ | LOOPBACK | QUIET, subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", CLUSTER], env=own, text=True, stdin=pipe, stdout=pipe) as process:
         address = process.stdout.readline().strip()
+        assert address
 
         def kill():
             process.stdin.write("\n")
@@ -126,9 +134,7 @@ def test_a_lost_node_changes_nothing(cluster, serial, phantom_root, tmp_path, mo
     assert not outer
     with pymongo.MongoClient(url) as client:
         done = [run["config"] for run in client["ray"].runs.find({"status": "COMPLETED"})]
-    assert sorted((run["heuristic"], run["run"]) for run in done) == [
-        (h, r) for h in ("bald", "random") for r in range(6)
-    ]
+    assert sorted((run["heuristic"], run["run"]) for run in done) == sorted(product(("bald", "random"), range(6)))
 
 
 def test_a_pool_is_scored_by_the_workers_that_are_left(cluster, phantom_root, tmp_path):
@@ -233,3 +239,13 @@ def test_a_run_that_loses_its_machine_again_and_again_is_named(tmp_path):
     progress = work(Progress(cells), at, place)
     assert at.began == [0] * LOSSES + [1] * LOSSES
     assert [said for _, said, _ in progress.failed.values()] == [f"{LOSSES} machines were lost while it ran"] * 2
+
+
+def test_what_the_documentation_types_is_ray_s_own():
+    """Each command line of `ray` that stands there, as Ray's parser takes it."""
+    from ray.scripts.scripts import cli
+
+    found = re.findall(r"`(?:srun [^`]*?)?ray ([a-z-]+)([^`]*)`", (ROOT / "docs" / "studies.md").read_text())
+    assert {name for name, _ in found} == {"get-auth-token", "start", "stop", "symmetric-run"}
+    for name, words in found:
+        cli.commands[name].make_context(name, shlex.split(words))

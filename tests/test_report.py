@@ -22,14 +22,15 @@ from conftest import ROOT, ledger_bytes
 from PIL import Image
 from sacred.arg_parser import get_config_updates
 
-from analysis import reproduce, runs, statistics
-from analysis.report import LISTED, PICTURES, WIDTH, main, report
+from analysis import plots, rank_diagram, reproduce, runs, statistics
+from analysis.embedded import WIDTH
+from analysis.report import LISTED, PICTURES, main, report
 from experiments.acquisition import pictures
 from experiments.errors import Refused
 from experiments.records.ledger import Ledger, read
 
 EVIL = "<img src=x onerror=alert(1)>"
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "img", "br", "link", "input", "hr", "wbr"}
 SETTINGS = {
     "dataset": "phantom",
     "heuristic": "bald",
@@ -559,6 +560,26 @@ def test_methods_are_ranked_from_six_datasets_on(tmp_path):
             page, _ = report(tmp_path)
             assert ("Mean ranks over" in page) == ("Critical-difference diagram" in page) == (number == 5)
     assert "bald 1.00, other 2.00, random 3.00" in page and "critical difference 1.35" in page
+    table = next(rows for rows in Page(page).tables if rows[-1][0] == "over all")
+    assert table[0] == ["dataset", "bald", "other"] and [row[0] for row in table[1:-1]] == [
+        f"set_{n}" for n in range(6)
+    ]
+    assert all(row[1].startswith("▲ better +0.0") for row in table[1:-1])
+    assert table[-1][1] == "▲ better better on 6 of 6" and table[-1][2].startswith("undecided better on 6 of 6")
+
+
+def test_long_names_leave_room_for_what_is_drawn():
+    """Of the ranks, whose axis they would else push together, and in a legend, which they would else run out of."""
+    name = "class_stratified,class_stratified.beta=2"
+    figure = rank_diagram.draw(pd.Series({"random": 3.0, name: 1.0, "bald": 2.0}), 1.35)
+    figure.draw_without_rendering()
+    assert figure.axes[0].get_window_extent().width > 2 * figure.dpi
+    rows = [
+        {"label": label, "run": 0, "cycle": k, "images": k, "test.dice": 0.5} for label in ("a", name) for k in (1, 2)
+    ]
+    figure = plots.curves(pd.DataFrame(rows), size=(5.4, 3.9))
+    figure.draw_without_rendering()
+    assert figure.legends[0].get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_a_page_follows_a_study(tmp_path):

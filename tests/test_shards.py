@@ -10,7 +10,7 @@ from multiprocessing import get_context
 import cloudpickle
 import numpy as np
 import pytest
-from conftest import ledger_bytes
+from conftest import SMALL, ledger_bytes
 
 from experiments.acquisition import shards
 from experiments.errors import Refused
@@ -107,10 +107,11 @@ def test_shards_change_no_bit(smoke, sharded, tmp_path, first, heuristic):
     assert table(tmp_path, "parts", heuristic) == table(tmp_path, "whole", heuristic)
 
 
-@pytest.mark.parametrize("heuristic", ["bald", "coreset"])
-def test_another_process_computes_the_same_bits(smoke, sharded, process, tmp_path, first, heuristic):
-    smoke(to="whole", heuristic=heuristic, shared_dir=first)
-    sharded(process, to="parts", heuristic=heuristic, shared_dir=first)
+@pytest.mark.parametrize("heuristic, more", [("bald", {}), ("coreset", {"model": "frozen"} | SMALL["frozen"])])
+def test_another_process_computes_the_same_bits(smoke, sharded, process, tmp_path, first, heuristic, more):
+    more = more | {"heuristic": heuristic, "shared_dir": first}
+    smoke(to="whole", **more)
+    sharded(process, to="parts", **more)
     assert ledger_bytes(tmp_path / "parts", heuristic) == ledger_bytes(tmp_path / "whole", heuristic)
     assert table(tmp_path, "parts", heuristic) == table(tmp_path, "whole", heuristic)
 

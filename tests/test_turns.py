@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import settings
+from conftest import events, settings
 
 from experiments.errors import Paused, Refused
 
@@ -57,3 +57,41 @@ def test_steps_in_turn_are_a_whole_run(longer, phantom_root, experiment, tmp_pat
         with pytest.raises(Refused, match=f"is finished: there is nothing left to {name}; cycles=3 goes on"):
             step(name)
     assert files(tmp_path) == expected
+
+
+def test_so_they_are_with_an_audit_repeats_given_images_and_stop_at(longer, phantom_root, experiment, tmp_path):
+    first = [query["id"] for query in events(longer)[0]["queries"]]
+    (tmp_path / "given.csv").write_text("id,why\n" + "".join(f"{id},mine\n" for id in first))
+    more = {"audit": 0.5, "repeat": 0.5, "stop_at": 1.0, "initial": "given", "given.file": str(tmp_path / "given.csv")}
+    more |= {"start": len(first), "cycles": 2}
+
+    def start(command, to, **changed):
+        updates = settings(phantom_root, tmp_path / to, **more | changed)
+        return experiment.run(command, config_updates=updates, named_configs=["smoke"])
+
+    for name in ("train", "query", "train", "query"):
+        with pytest.raises(Paused):
+            start(name, "steps")
+    page = (tmp_path / "steps" / "bald_0" / "queries" / "cycle_001" / "index.html").read_text()
+    assert "at random, for the audit" in page and "again, for how far two drawings agree" in page
+    assert start("train", "steps").status == start("main", "whole").status == "COMPLETED"
+    found, expected = files(tmp_path / "steps"), files(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
+    kinds = [event["event"] for event in events(tmp_path / "whole")]
+    assert kinds.count("audited") == 2 and kinds.count("repeated") == 1
+
+
+def test_a_run_that_reached_stop_at_or_has_no_pool_left_takes_no_step(phantom_root, experiment, tmp_path):
+    learning = {"start": 8, "unet.width": 4, "trainer.epochs": 8, "trainer.draws": 6, "trainer.validate_every": 4}
+
+    def start(command, **more):
+        updates = settings(phantom_root, tmp_path, **learning | more)
+        return experiment.run(command, config_updates=updates, named_configs=["smoke"])
+
+    assert start("train", stop_at=1e-6).status == "COMPLETED"
+    with pytest.raises(Refused, match="is finished: there is nothing left to query; it reached stop_at=1e-06"):
+        start("query", stop_at=1e-6)
+    assert start("train", start=1.0, label="all").status == "COMPLETED"
+    with pytest.raises(Refused, match="is finished: there is nothing left to query; its pool is empty"):
+        start("query", start=1.0, label="all")

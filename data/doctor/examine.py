@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.doctor.alignment import misaligned
+from data.doctor.alignment import copied_masks, misaligned
 from data.doctor.files import ANYWAY, FILE, LISTING, NO_NUMBERS, harmless, look, neighbours
 from data.doctor.fixes import FIXES
 from data.doctor.pixels import IMAGE, MASK, PAIR, other_colours, spoilt, undeclared
@@ -26,7 +26,7 @@ from experiments.store.reading import files_of
 TOGETHER = 32  # images that a thread reads at a time
 SMALL = 2**14  # pixels of an image up to which Python is most of the work, which more threads only get in the way of
 SHRUNK = 2**20  # pixels that are made thumbnails of in one call
-SETS = SET | {"misaligned": misaligned}
+SETS = SET | {"copied mask": copied_masks, "misaligned": misaligned}
 UNREADABLE = (Refused, OSError, ValueError, SyntaxError, EOFError)
 
 
@@ -199,6 +199,8 @@ def _opened(read, place, files, role, users, classes, add):
         if kind == "unreadable":
             found = " ".join(str(error).split()).removeprefix(f"{path} ").rstrip(".")
             kind = "interpolated mask" if "resized by averaging" in found else kind
+            if role == "mask" and " beside " in found:  # values that the dataset declares
+                kind = "JPEG mask" if headers[0].format == "JPEG" else "undeclared value"
         add(kind, path, found)
         return None
     for path in files:

@@ -14,6 +14,7 @@ from experiments.store.reading import MAX_IMAGE, MAX_PIXELS, regular
 SIGNS = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"GIF8": "GIF"}
 SUFFIXES = {"PNG": [".png"], "JPEG": [".jpg", ".jpeg"], "BMP": [".bmp"], "TIFF": [".tif", ".tiff"], "GIF": [".gif"]}
 ENDINGS = {ending: format for format, endings in SUFFIXES.items() for ending in endings}
+HEAD = 256  # bytes, in which the pixels of most files begin
 NO_NUMBERS = "of them no numbers"
 ORIENTATION = 274  # the EXIF tag
 
@@ -37,20 +38,24 @@ class Header:
 
 
 def harmless(path, role):
-    """Whether the first 64 bytes show an 8-bit PNG or BMP of the name's format: most files need no longer look."""
+    """Whether the first bytes show an 8-bit PNG or BMP of the name's format: most files need no longer look.
+
+    A PNG says before its pixels that it is an animation, or how it is to be turned.
+    """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     try:
-        head = os.read(file, 64)
+        head = os.read(file, HEAD)
     except OSError:
         return False
     finally:
         os.close(file)
     ending = os.fspath(path)[-4:].lower()
     if head[:4] == b"\x89PNG":
-        return ending == ".png" and head[24] == 8 and head[25] in ((0, 2, 3) if role == "image" else (0, 2))
+        plain = head[24] == 8 and head[25] in ((0, 2, 3) if role == "image" else (0, 2))
+        return ending == ".png" and plain and b"IDAT" in head and b"acTL" not in head and b"eXIf" not in head
     return head[:2] == b"BM" and ending == ".bmp" and head[28] in (8, 24)
 
 

@@ -39,6 +39,7 @@ FIXES = {
     "JPEG mask": "JPEG invents values: export it anew as PNG",
     "palette mask": "save class numbers as grey values (--fix does where the palette's greys are classes)",
     "wrong extension": "rename it, or convert it to what it is called (--fix does)",
+    "cut off": "fetch it again",
     "one colour": "take it out, or fetch it again",
     "0/255 mask": "save the class as 1 (--fix does)",
     "interpolated mask": "resize it anew, by nearest neighbour",

@@ -20,12 +20,16 @@ def paired(root):
     What lacks a partner stands with the name that the partner should have. `read_mask` takes numbers of 8 bits alone.
     """
     root = Path(root)
-    parts = [root / name if (root / name / "images").is_dir() else None for name in ("train", "val", "test")]
-    if not any(parts):
-        parts = [root if (root / "images").is_dir() and (root / "masks").is_dir() else None, None, None]
-    if not any(parts):
+    parts = [root / name if whole(root / name) else None for name in ("train", "val", "test")]
+    if not parts[0]:
+        parts = [root if whole(root) else None, None, None]
+    if not parts[0]:
         return None
     return Splits(*(Split(items(part), read_image, read_mask) if part else None for part in parts), 0)
+
+
+def whole(folder):
+    return (folder / "images").is_dir() and (folder / "masks").is_dir()
 
 
 def items(part):

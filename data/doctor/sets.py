@@ -109,17 +109,6 @@ def fine(grey):
     return details / np.maximum(np.linalg.norm(details, axis=1, keepdims=True), 1e-6)
 
 
-def copied_masks(records, classes):
-    """Masks with outlines that are equal to another image's, pixel by pixel."""
-    known, counts = opened(records)
-    first = {}
-    for record in (known[i] for i in np.flatnonzero((counts[:, :IGNORE] > 0).sum(1) > 1)):
-        like = first.setdefault(record.mask_digest, record)
-        other = like is not record and like.digest != record.digest and like.item.mask != record.item.mask
-        if other and not alike(like, record):
-            yield record, f"its mask is {like.item.mask}, pixel by pixel, its image another", like
-
-
 def digest(pixels):
     """A number of 64 bits, equal for equal pixels of one shape; another in each process."""
     return hash((pixels.shape, pixels.tobytes()))
@@ -171,7 +160,6 @@ def absent_classes(records, classes):
 SET = {
     "copy": copies,
     "near-duplicate": near_duplicates,
-    "copied mask": copied_masks,
     "no foreground": without_foreground,
     "no background": without_background,
     "absent class": absent_classes,

@@ -14,7 +14,7 @@ import torch
 class Answer(NamedTuple):
     """What was found of one shard of n images, in their order."""
 
-    rows: torch.Tensor  # (n, ...)
+    rows: "torch.Tensor"  # (n, ...)
     passes: np.ndarray  # (n,) how many passes have seen each image, 0 where none were made
     noted: dict  # {name: (n,) float64} as of Pool.noted
 

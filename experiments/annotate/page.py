@@ -36,7 +36,8 @@ body {{ overflow-wrap: anywhere }}
 :root {{ color-scheme: light dark }}
 section {{ border-top: 1px solid #8888; padding: 1rem 0 }}
 div {{ display: flex; flex-wrap: wrap; gap: .5rem }}
-figure {{ flex: 1 1 16rem; margin: 0 }} img {{ width: 100%; image-rendering: auto }} figcaption {{ font-size: .85rem }}
+figure {{ flex: 1 1 16rem; margin: 0; max-width: 24rem }}
+img {{ width: 100%; image-rendering: auto }} figcaption {{ font-size: .85rem }}
 span {{ margin-right: 1rem; white-space: nowrap }}
 i {{ display: inline-block; width: .9em; height: .9em; margin-right: .3em; border: 1px solid #888 }}
 </style>

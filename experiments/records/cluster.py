@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from select import select
 
@@ -25,8 +25,9 @@ from experiments.errors.process import stop_if_asked
 from experiments.records.progress import say
 
 POLL = 0.1  # seconds between two looks at signals
+STARTS = 3  # tries of a cluster of one's own: Ray gives up on agents that a busy machine starts in over 15 seconds
+PATIENCE = 15  # seconds that a cluster may take to end
 STORE = 80 * 2**20  # bytes of Ray's object store, the least that it takes
-STARTS = 2  # tries of a cluster of one's own: Ray gives up after 30 seconds, which a busy machine may need
 LOOPBACK = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else this machine's outer address is taken for 127.0.0.1
     "HTTP_PROXY": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9",  # else it asks which cloud it is in
@@ -120,6 +121,9 @@ def leave():
         keeper = _own.pop("keeper")
         keeper.stdin.close()
         keeper.stdout.close()
+        with suppress(subprocess.TimeoutExpired):
+            keeper.wait(PATIENCE)
+        keeper.kill()  # where it still starts what nobody waits for any more
         keeper.wait()
 
 

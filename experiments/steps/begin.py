@@ -69,7 +69,8 @@ def check(config, components, usual):
     splits = find_images(config, components)
     evaluation.check_test(splits.test, config["dataset"])
     needs.check(config, components, splits)
-    trial.check(config, components, splits)
+    if not ledger.finished(folder_of(config), config["cycles"], config["stop_at"]):
+        trial.check(config, components, splits)
     recompute.check(config, components["model"], splits)
     if config["stop_at"] and not splits.val:
         why = f"{config['dataset']} has none, and test images decide nothing"

@@ -7,7 +7,6 @@ import sys
 from collections import Counter
 
 import torch
-from safetensors.torch import save
 
 from experiments.acquisition import querying, shards
 from experiments.components import ROOT
@@ -16,7 +15,6 @@ from experiments.errors.process import stop_if_asked
 from experiments.network import checkpoint
 from experiments.records import cluster
 from experiments.records.progress import say
-from experiments.steps.shard import asked_of
 
 EACH = 4  # shards for each worker: so little waits for the last one, and so little is lost with one
 LOSSES = 3  # workers that a shard may lose before it is computed by the run itself
@@ -24,6 +22,8 @@ LOSSES = 3  # workers that a shard may lose before it is computed by the run its
 
 def weights_of(model):
     """The bytes of what training can change of a model, as a safetensors file has them."""
+    from safetensors.torch import save  # needs torch at once
+
     return save({name: tensor.cpu().contiguous() for name, tensor in checkpoint.kept(model).items()})
 
 
@@ -55,7 +55,9 @@ class Workers:
         cluster.join(self.address, f"ray={self.address}", store=cluster.STORE + 2 * len(weights))
         import ray
 
-        def begin(root, work, asked, weights, *shard):  # sent by value, as it is nested: no machine knows the project
+        from experiments.steps.shard import asked_of  # needs torch at once
+
+        def begin(root, work, asked, weights, *shard):  # by value, as it is nested: no machine has to know the project
             sys.path.insert(0, root)
             from experiments.errors import Refused
             from experiments.steps.shard import compute
@@ -87,11 +89,16 @@ class Workers:
                 for task in ray.wait(list(going), timeout=cluster.POLL)[0]:
                     number = going.pop(task)
                     answer = self.answer_of(task)
-                    if answer is None and lost.update([number]) is None and lost[number] < LOSSES:
-                        say(f"Ray: a worker was lost, and shard {number} of {len(parts)} is computed again.")
-                        going[begin(number)] = number
-                        continue
-                    yield number, answer or self.here(parts[number], work)
+                    if answer is None:
+                        lost[number] += 1
+                        again = lost[number] < LOSSES
+                        way = "again" if again else "by the run itself"
+                        say(f"Ray: a worker was lost, and shard {number} of {len(parts)} is computed {way}.")
+                        if again:
+                            going[begin(number)] = number
+                            continue
+                        answer = self.here(parts[number], work)
+                    yield number, answer
         finally:
             for task in going:
                 ray.cancel(task)

@@ -9,6 +9,7 @@ import socket
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -40,17 +41,10 @@ class Opened:
     model: torch.nn.Module
     encoder: Any
     train: Store | None = None
-    val = None
+    val, active = None, SimpleNamespace(get_indices_for_active_step=list)  # no image that has a mask is here
 
     def at(self, cycle):
         return (*self.place, cycle)
-
-    @property
-    def active(self):
-        return self
-
-    def get_indices_for_active_step(self):
-        return []
 
 
 def asked_of(state):

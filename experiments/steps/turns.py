@@ -2,18 +2,22 @@
 
 from experiments import annotate
 from experiments.errors import AwaitingLabels, Paused, Refused
-from experiments.records.ledger import read
+from experiments.records.ledger import is_finished, reached, read
 from experiments.steps import loop, repeat
 
 EVENTS = {"train": "evaluated", "query": "queried"}
 
 
-def check(folder, cycles, step):
+def check(folder, cycles, stop_at, step):
     """Raise Refused, saying what is next, unless it is the turn of `step` in the run of this folder."""
-    done = {name: number(name, read(folder)) for name in EVENTS}
+    events = read(folder)
+    done = {name: number(name, events) for name in EVENTS}
     turn = "train" if done["train"] == done["query"] else "query"
-    if done["train"] > cycles:
-        raise Refused(f"{folder} is finished: there is nothing left to {step}; cycles={cycles + 1} goes on.")
+    if is_finished(events, cycles, stop_at):
+        more = f"cycles={cycles + 1} goes on"
+        if done["train"] <= cycles:
+            more = f"it reached stop_at={stop_at:g}" if reached(events, stop_at) else "its pool is empty"
+        raise Refused(f"{folder} is finished: there is nothing left to {step}; {more}.")
     if step != turn:
         what = "has not begun" if not done["train"] else f"is {'trained' if turn == 'query' else 'asked'} already"
         raise Refused(f"{folder} {what}: next is {typed(turn)}.")

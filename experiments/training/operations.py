@@ -11,7 +11,6 @@ import torch
 from experiments.components import settings
 from experiments.components.settings import Range
 from experiments.errors import Refused, hint, listed
-from experiments.network.dropout import splitmix64
 from experiments.store import IGNORE
 from experiments.training import augment
 
@@ -123,6 +122,8 @@ def between(u, low, high):
 
 def normal(keys, like):
     """Standard normal numbers of the shape of `like` (B, ...) from keys (B,) alone. Box and Muller 1958."""
+    from experiments.network.dropout import splitmix64  # defines a module, so it needs torch at once
+
     count = like[0].numel()
     lanes = splitmix64(keys, -(-count // 4)).view(torch.int16).float().add_(32768.5).div_(65536)
     radius, angle = (-2 * lanes[:, ::2].log()).sqrt(), 2 * np.pi * lanes[:, 1::2]
