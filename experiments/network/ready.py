@@ -16,10 +16,11 @@ is frozen keeps its statistics. Dropout are modules (dropout.py has their kinds)
 indexed, never iterated, so that torch.fx can take it as a whole where it cannot look into it.
 """
 
-from functools import partial
+from importlib import import_module
 
 import torch
 
+from experiments.components import configure
 from experiments.components.randomness import key
 from experiments.network import checkpoint
 
@@ -32,7 +33,7 @@ def make_ready(model, mean, std, device):
     mean, std = getattr(model, "mean", mean), getattr(model, "std", std)
     if any(mean) or any(value != 1 for value in std):
         shift, scale = (torch.as_tensor(v, dtype=torch.float32, device=device).view(1, -1, 1, 1) for v in (mean, std))
-        model.register_forward_pre_hook(partial(normalise, shift, scale))
+        model.register_forward_pre_hook(lambda module, inputs: ((inputs[0] - shift) / scale,))
     if getattr(model, "multiple", 1) > 1:
         padding = Padding(model.multiple)
         model.register_forward_pre_hook(padding.grow)
@@ -42,11 +43,6 @@ def make_ready(model, mean, std, device):
     return model, {name: tensor.clone() for name, tensor in checkpoint.kept(model).items()}
 
 
-def normalise(shift, scale, module, inputs):
-    """A hook before a module's forward."""
-    return ((inputs[0] - shift) / scale,)
-
-
 def build(file, channels, classes, place, device, members=1):
     """A model of a model's file made ready, or an Ensemble of `members` of them: (model, its first weights).
 
@@ -54,14 +50,28 @@ def build(file, channels, classes, place, device, members=1):
     """
     made = []
     for member in range(members):
-        torch.manual_seed(key(*place, "weights", *([member] if member else [])) % 2**63)
-        made.append(make_ready(file.build(channels=channels, classes=classes), file.MEAN, file.STD, device))
+        made.append(build_one(file, channels, classes, key(*place, "weights", *([member] if member else [])), device))
     if members == 1:
         return made[0]
     from experiments.network.ensemble import Ensemble  # defines a module, so it needs torch at once
 
     model = Ensemble([model for model, _ in made])
     return model, {name: tensor.clone() for name, tensor in checkpoint.kept(model).items()}
+
+
+def build_one(file, channels, classes, seed, device):
+    """A model of a model's file made ready: (model, its first weights). Its `made_of` is what `build_again` takes."""
+    torch.manual_seed(seed % 2**63)
+    model, first = make_ready(file.build(channels=channels, classes=classes), file.MEAN, file.STD, device)
+    model.made_of = file.__name__, dict(getattr(file.build, "config", {})), channels, classes, seed
+    return model, first
+
+
+def build_again(name, settings, channels, classes, seed, device):
+    """The model of a `made_of`, in another process, on a device there."""
+    file = import_module(name)
+    configure(file, {file.ingredient.path: settings})
+    return build_one(file, channels, classes, seed, device)[0]
 
 
 def members_of(model):

@@ -1,13 +1,11 @@
 """Data-parallel training under torchrun: the crops of each step split over processes, their gradients summed.
 
 Li et al. 2020, PyTorch Distributed, https://arxiv.org/abs/2006.15704. Rank 0 is the run, as ever: it draws the crops,
-validates, scores, tests and writes. The others open no file of it: they take a model as its training begins, then the
+validates, scores, tests and writes. The others open no file of it: they build its model when training begins, take the
 weights and crops of each step, and give gradients.
 """
 
-import io
 import os
-import pickle
 import signal
 import sys
 from contextlib import contextmanager, suppress
@@ -17,8 +15,9 @@ import torch
 from experiments.acquisition.needs import solved
 from experiments.errors import Refused
 from experiments.errors.process import refusal
-from experiments.network import joint_norm, processes
+from experiments.network import joint_norm, processes, ready
 from experiments.network.device import ran_out_of_memory
+from experiments.training.recompute import Recomputing
 
 
 def check(config, components):
@@ -97,17 +96,14 @@ class Split:
         if x.is_cuda and here > gpus:
             raise Refused(f"torchrun began {here} processes for {gpus} GPU(s): let it begin one for each.")
         joint_norm.norms(self.model)
-        if hasattr(self.forward, "choose"):
+        blocks = None
+        if isinstance(self.forward, Recomputing):
             self.forward.choose(x)
-        sent = io.BytesIO()
-        try:
-            torch.save((self.model, self.forward, self.losses), sent)
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise Refused(f"This model cannot be sent to other processes ({reason}): leave out torchrun.") from error
+            blocks = [name for name, module in self.model.named_modules() if module in self.forward.chosen]
         how = x.device.type, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-        processes.send((*how, len(sent.getbuffer())))
-        processes.give(torch.frombuffer(sent.getbuffer(), dtype=torch.uint8))
+        processes.send((*how, self.model.made_of, blocks, self.losses))
+        for tensor in _all(self.model):
+            processes.give(tensor.contiguous())
         self.sent = True
 
 
@@ -132,9 +128,9 @@ def _serve():
         processes.join()
         while (message := processes.received()) is not None:
             if isinstance(message[0], str):
-                device, training = _begin(*message)
+                training = _begin(*message)
             else:
-                _compute(*training, device, *message)
+                _compute(*training, *message)
         torch.distributed.destroy_process_group()
     except (RuntimeError, MemoryError, Refused) as error:
         if not processes.is_lost(error):
@@ -146,15 +142,22 @@ def _serve():
         os._exit(1)
 
 
-def _begin(kind, threads, deterministic, size):
-    """(this rank's device, what rank 0 sent of a training)."""
+def _begin(kind, threads, deterministic, made_of, blocks, losses):
+    """(model, what to call for its logits, losses, device) of a training that rank 0 begins, on this rank's device."""
     torch.set_num_threads(threads)
     if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)  # imports the compiler, which takes seconds
-    device, sent = processes.device_of(kind), torch.empty(size, dtype=torch.uint8)
-    processes.give(sent)
-    # code as well as weights, from rank 0 of the same torchrun alone
-    return device, torch.load(io.BytesIO(sent.numpy()), map_location=device, weights_only=False)
+    device = processes.device_of(kind)
+    model = forward = ready.build_again(*made_of, device)
+    for tensor in _all(model):
+        sent = tensor.contiguous()
+        processes.give(sent)
+        tensor.copy_(sent)
+    ready.train(model)
+    if blocks is not None:
+        forward = Recomputing(model)
+        forward.chosen = [model.get_submodule(name) for name in blocks]
+    return model, forward, losses, device
 
 
 def _compute(model, forward, losses, device, seed, kinds):
@@ -169,6 +172,11 @@ def _compute(model, forward, losses, device, seed, kinds):
     with _part(model, tensors) as (x, masks, model.dropout_keys.now, share):
         (losses(forward, x, masks).mean() * share).backward()
     model.zero_grad(set_to_none=True)
+
+
+def _all(model):
+    """Its parameters and buffers, in their order."""
+    return [tensor.detach() for tensor in (*model.parameters(), *model.buffers())]
 
 
 def _trained(model):
