@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import gridfs
@@ -18,12 +19,14 @@ import pytest
 from conftest import ROOT, command, events, free_port, join_heartbeat, ledger_bytes, settings, start_mongod
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
+from sacred.observers import FileStorageObserver
 
 from experiments import sync
 from experiments.components import address
 from experiments.errors import Refused, Terminated
 from experiments.records import mongo as projection
 from experiments.records import observers
+from experiments.records.run_files import RunFiles
 from experiments.records.sacred_record import LARGEST
 from experiments.steps import loop, results
 
@@ -108,6 +111,27 @@ def test_file_record(smoke, tmp_path):
     assert record["status"] == "COMPLETED" and record["result"] == expected["test.dice"][1][-1]
     assert {"bald_0.npy", "query_000.png"} <= {path.name for path in folder.iterdir()}
     assert np.array_equal(np.load(folder / "bald_0.npy"), expected["test.dice"][1])
+
+
+def test_metrics_in_files_are_those_of_sacred(tmp_path):
+    """However many heartbeats they come in, a full disk between; nothing is parsed again."""
+    logged, ours, theirs = [], RunFiles(tmp_path / "ours", {}), FileStorageObserver(tmp_path / "theirs")
+    path = tmp_path / "metrics.json"
+    ours.dir, ours.begun, theirs.dir = str(tmp_path), True, str(tmp_path)
+    for beat in range(3):
+        times = [datetime(2020, 1, 1 + beat, hour, microsecond=hour) for hour in range(2)]
+        metric = {"steps": [beat, beat + 1], "values": [np.float64(0.1) / 3, float("nan")], "timestamps": times}
+        logged.append({"test.dice": metric} | ({'"é': metric} if beat else {}))
+    path.mkdir()
+    ours.log_metrics(metrics_by_name=logged[0], info={})
+    path.rmdir()
+    for part in logged[1:]:
+        ours.log_metrics(metrics_by_name=part, info={})
+    found = json.loads(path.read_text())
+    path.unlink()
+    for part in logged:
+        theirs.log_metrics(part, {})
+    np.testing.assert_equal(found, json.loads(path.read_text()))
 
 
 def test_info_is_plain(smoke, tmp_path):

@@ -22,6 +22,7 @@ class RunFiles(FileStorageObserver):
         self.initialize(folder, folder / "_resources", folder / "_sources", None)
         self.place, self.shown, self.turn, self.lock = f"runs_dir={folder}", shown, RLock(), None
         self.begun = self.said = False
+        self.measured = {}  # {metric: {"steps", "timestamps", "values": the texts of what was logged}}
 
     @guarded
     def started_event(self, ex_info, config, **more):
@@ -38,9 +39,22 @@ class RunFiles(FileStorageObserver):
         write(Path(self.dir) / filename, json.dumps(flatten(obj), sort_keys=True, indent=2).encode())
 
     heartbeat_event = guarded(FileStorageObserver.heartbeat_event)
-    log_metrics = guarded(FileStorageObserver.log_metrics)
     artifact_event = guarded(FileStorageObserver.artifact_event)
     resource_event = guarded(FileStorageObserver.resource_event)
+
+    @guarded
+    def log_metrics(self, metrics_by_name, info):
+        """metrics.json as Sacred writes it, which would read and parse all of it each time, the longer the more."""
+        for name, metric in metrics_by_name.items():
+            held = self.measured.setdefault(name, {key: bytearray() for key in ("steps", "timestamps", "values")})
+            times = [time.isoformat() for time in metric["timestamps"]]
+            for key, values in {"steps": metric["steps"], "timestamps": times, "values": metric["values"]}.items():
+                held[key] += (b", " if held[key] and values else b"") + json.dumps(flatten(values))[1:-1].encode()
+        lines = (
+            f"{json.dumps(name)}: {{" + ", ".join(f'"{key}": [{text.decode()}]' for key, text in held.items()) + "}"
+            for name, held in sorted(self.measured.items())
+        )
+        write(Path(self.dir) / "metrics.json", ("{\n" + ",\n".join(lines) + "\n}").encode())
 
     @guarded
     def completed_event(self, **more):
