@@ -1,13 +1,13 @@
 """One run trained by two processes of torchrun, over gloo on this machine."""
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -20,7 +20,8 @@ from experiments.components import configure
 from experiments.errors import Refused, Terminated
 from experiments.network import processes, ready
 from experiments.training import ranks, recompute
-from experiments.training.trainer import crop_losses, errors_explained
+from experiments.training.losses import crop_losses
+from experiments.training.trainer import errors_explained
 
 pytestmark = pytest.mark.usefixtures("single_thread")
 CE = {"trainer.loss": "ce"}  # which spares each process MONAI's import
@@ -66,14 +67,14 @@ def made(name, double=True):
 
 def gradients(model, x, masks, keys, forward=None, split=False):
     """[float64 gradients, then buffers] of one step of `model`, split over both ranks or not."""
-    forward, losses = forward or model, partial(crop_losses, loss="ce", precision="float32")
+    forward, how = forward or model, ("ce", "float32")
     ready.train(model)
     if split:
-        with ranks.Split(model, forward, losses).step(x, masks, keys) as (x, masks, model.dropout_keys.now, share):
-            (losses(forward, x, masks).mean() * share).backward()
+        with ranks.Split(model, forward, *how).step(x, masks, keys) as (x, masks, model.dropout_keys.now, share):
+            (crop_losses(forward, x, masks, *how).mean() * share).backward()
     else:
         model.dropout_keys.now = keys
-        losses(forward, x, masks).mean().backward()
+        crop_losses(forward, x, masks, *how).mean().backward()
     return [p.grad.double() for p in model.parameters() if p.requires_grad], [b.double() for b in model.buffers()]
 
 
@@ -170,7 +171,7 @@ def test_a_batch_norm_that_does_more_is_refused(rank_1):
     step = torch.rand(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8), torch.arange(2)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), Own(2))
     with pytest.raises(Refused, match="Own of this model is a batch norm that sees"):
-        with ranks.Split(model, model, None).step(*step):
+        with ranks.Split(model, model, "ce", "float32").step(*step):
             pass
 
 
@@ -239,17 +240,15 @@ def test_killed_processes_end_all_and_the_run_goes_on(two, rank_1, phantom_root,
 
 
 def other_rank_runs_out_of_memory(other):
-    step = torch.rand(2, 3, 64, 64).double(), torch.zeros(2, 64, 64, dtype=torch.uint8), torch.arange(2)
+    step = torch.rand(2, 3, 256, 256).double(), torch.zeros(2, 256, 256, dtype=torch.uint8), torch.arange(2)
     model = made("unet")
+    has = int(Path(f"/proc/{other.pid}/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.prlimit(other.pid, resource.RLIMIT_AS, (has + 2**23, has + 2**23))
     with (
         pytest.raises(Terminated, match="Another process of torchrun has ended"),
         errors_explained("", torch.device("cpu")),
     ):
-        with ranks.Split(model, model, full).step(*step) as (x, masks, model.dropout_keys.now, share):
+        with ranks.Split(model, model, "ce", "float32").step(*step) as (x, masks, model.dropout_keys.now, share):
             crop_losses(model, x, masks, "ce", "float32").mean().backward()
     assert other.wait(60) == 1
     assert other.stderr.read() == "Rank 1: Memory ran out: lower trainer.batch, the crop or the width.\n"
-
-
-def full(forward, x, masks):
-    raise MemoryError

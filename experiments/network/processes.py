@@ -4,8 +4,8 @@ Li et al. 2020, PyTorch Distributed, https://arxiv.org/abs/2006.15704. gloo join
 was not tried.
 """
 
+import json
 import os
-import pickle
 import signal
 import time
 from datetime import timedelta
@@ -61,9 +61,9 @@ def join():
 
 
 def send(message):
-    """Leave a message for all other ranks; called by rank 0 alone."""
+    """Leave a message of JSON values for all other ranks; called by rank 0 alone."""
     number = _state["messages"] = _state["messages"] + 1
-    _state["store"].set(f"{number}", pickle.dumps(message))
+    _state["store"].set(f"{number}", json.dumps(message))
     _state["store"].delete_key(f"{number - 2}")  # what comes after a message is computed by all: they have had that one
 
 
@@ -71,7 +71,7 @@ def received():
     """Wait for rank 0's next message."""
     number = _state["messages"] = _state["messages"] + 1
     _state["store"].wait([f"{number}"], PATIENCE)
-    return pickle.loads(_state["store"].get(f"{number}"))  # written by rank 0 of the same torchrun
+    return json.loads(_state["store"].get(f"{number}"))
 
 
 def give(tensor):

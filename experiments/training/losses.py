@@ -2,6 +2,8 @@
 
 import torch
 
+from experiments.acquisition.prediction import two_sided
+from experiments.network.device import autocast
 from experiments.store import IGNORE
 
 
@@ -40,6 +42,15 @@ def linear(logits, masks):
 
 
 LOSSES = {loss.__name__: loss for loss in (ce, dice, dice_ce, dice8_ce2, linear)}
+
+
+def crop_losses(forward, x, masks, loss, precision):
+    """(B,) losses of the crops x (B, channels, H, W), weighted where the network has several outputs."""
+    with autocast(x.device, precision):
+        given = forward(x)
+    parts = given if isinstance(given, list) else [(1.0, given)]
+    kind = torch.promote_types(parts[0][1].dtype, torch.float32)
+    return sum(weight * LOSSES[loss](two_sided(logits.to(kind)), masks) for weight, logits in parts)
 
 
 def masked(logits, masks):

@@ -17,6 +17,7 @@ from experiments.errors import Refused
 from experiments.errors.process import refusal
 from experiments.network import joint_norm, processes, ready
 from experiments.network.device import ran_out_of_memory
+from experiments.training.losses import crop_losses
 from experiments.training.recompute import Recomputing
 
 
@@ -62,13 +63,13 @@ def together():
 
 
 class Split:
-    """A training of `model` whose steps are split; `losses(forward, x, masks)` gives the (B,) losses of crops.
+    """A training of `model` whose steps are split, by the named loss and precision.
 
     `forward` is the model, or a function of images that gives what the model gives.
     """
 
-    def __init__(self, model, forward, losses):
-        self.model, self.forward, self.losses, self.sent = model, forward, losses, False
+    def __init__(self, model, forward, loss, precision):
+        self.model, self.forward, self.how, self.sent = model, forward, (loss, precision), False
 
     @contextmanager
     def step(self, x, masks, keys):
@@ -85,7 +86,8 @@ class Split:
         if not self.sent:
             self._send_model(x)
         tensors = x.contiguous(), masks, keys
-        processes.send((torch.initial_seed(), [(tensor.shape, tensor.dtype) for tensor in tensors]))
+        kinds = [(tensor.shape, f"{tensor.dtype}".removeprefix("torch.")) for tensor in tensors]
+        processes.send((torch.initial_seed(), kinds))
         for tensor in (_flat(_trained(self.model)), *tensors):
             processes.give(tensor)
         with _part(self.model, tensors) as own:
@@ -101,7 +103,7 @@ class Split:
             self.forward.choose(x)
             blocks = [name for name, module in self.model.named_modules() if module in self.forward.chosen]
         how = x.device.type, torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-        processes.send((*how, self.model.made_of, blocks, self.losses))
+        processes.send((*how, self.model.made_of, blocks, self.how))
         for tensor in _all(self.model):
             processes.give(tensor.contiguous())
         self.sent = True
@@ -142,8 +144,8 @@ def _serve():
         os._exit(1)
 
 
-def _begin(kind, threads, deterministic, made_of, blocks, losses):
-    """(model, what to call for its logits, losses, device) of a training that rank 0 begins, on this rank's device."""
+def _begin(kind, threads, deterministic, made_of, blocks, how):
+    """(model, what to call for its logits, loss and precision, this rank's device) of a training that rank 0 begins."""
     torch.set_num_threads(threads)
     if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)  # imports the compiler, which takes seconds
@@ -157,12 +159,13 @@ def _begin(kind, threads, deterministic, made_of, blocks, losses):
     if blocks is not None:
         forward = Recomputing(model)
         forward.chosen = [model.get_submodule(name) for name in blocks]
-    return model, forward, losses, device
+    return model, forward, how, device
 
 
-def _compute(model, forward, losses, device, seed, kinds):
+def _compute(model, forward, how, device, seed, kinds):
     """This rank's part of a step's gradients, by rank 0's weights."""
-    weights, tensors = _flat(_trained(model)), [torch.empty(shape, dtype=d, device=device) for shape, d in kinds]
+    weights = _flat(_trained(model))
+    tensors = [torch.empty(shape, dtype=getattr(torch, kind), device=device) for shape, kind in kinds]
     for tensor in (weights, *tensors):
         processes.give(tensor)
     _fill([p.detach() for p in _trained(model)], weights)
@@ -170,7 +173,7 @@ def _compute(model, forward, losses, device, seed, kinds):
     if seed != torch.initial_seed():
         torch.manual_seed(seed)
     with _part(model, tensors) as (x, masks, model.dropout_keys.now, share):
-        (losses(forward, x, masks).mean() * share).backward()
+        (crop_losses(forward, x, masks, *how).mean() * share).backward()
     model.zero_grad(set_to_none=True)
 
 

@@ -3,22 +3,21 @@
 import math
 import os
 from contextlib import contextmanager
-from functools import partial
 
 import numpy as np
 import torch
 from sacred import Ingredient
 
-from experiments.acquisition.prediction import floats, pass_keys, predict, two_sided, winner
+from experiments.acquisition.prediction import floats, pass_keys, predict, winner
 from experiments.components.randomness import generator, key
 from experiments.components.settings import Range
 from experiments.errors import Refused
 from experiments.evaluation import metrics
 from experiments.network import checkpoint, processes, ready
-from experiments.network.device import PRECISIONS, autocast, compiled_for, ran_out_of_memory
+from experiments.network.device import PRECISIONS, compiled_for, ran_out_of_memory
 from experiments.network.layers import layer_outputs
 from experiments.training import augment, operations, ranks
-from experiments.training.losses import LOSSES
+from experiments.training.losses import LOSSES, crop_losses
 from experiments.training.recompute import Recomputing
 
 ingredient = Ingredient("trainer")
@@ -132,7 +131,7 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
     forward = compiled_for(train.device, model) if compiled else Recomputing(model) if gradient_checkpointing else model
     best = Best(strategy.trained(model) if strategy else model, select_by, patience)
     paths = strategy.paths if strategy else []
-    split = ranks.Split(model, forward, partial(crop_losses, loss=loss, precision=precision))
+    split = ranks.Split(model, forward, loss, precision)
     for epoch in range(epochs):
         rng = generator(*place, "train", epoch)
         added = generator(*place, "pseudo", epoch).permutation(guessed)[:more]
@@ -183,15 +182,6 @@ def fit(model, train, labelled, val, place, crop, epochs, draws, batch, loss, va
             if best.out_of_patience:
                 break
     return best.restore()
-
-
-def crop_losses(forward, x, masks, loss, precision):
-    """(B,) losses of the crops x (B, channels, H, W), weighted where the network has several outputs."""
-    with autocast(x.device, precision):
-        given = forward(x)
-    parts = given if isinstance(given, list) else [(1.0, given)]
-    kind = torch.promote_types(parts[0][1].dtype, torch.float32)
-    return sum(weight * LOSSES[loss](two_sided(logits.to(kind)), masks) for weight, logits in parts)
 
 
 @contextmanager
