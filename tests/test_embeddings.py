@@ -503,6 +503,9 @@ class Predicted(Features):
         super().__init__(ids, rows, labelled)
         self.p = torch.as_tensor(p).double()
 
+    def gather(self, work, among=()):
+        return work(self)
+
     def predictions(self, source):
         assert source == "deterministic"
         yield range(len(self)), of_passes(torch.stack([1 - self.p, self.p], 1)[None, ..., None, None], self.ids)
