@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
 
@@ -120,8 +121,8 @@ def test_metrics_in_files_are_those_of_sacred(tmp_path):
     ours.dir, ours.begun, theirs.dir = str(tmp_path), True, str(tmp_path)
     for beat in range(3):
         times = [datetime(2020, 1, 1 + beat, hour, microsecond=hour) for hour in range(2)]
-        metric = {"steps": [beat, beat + 1], "values": [np.float64(0.1) / 3, float("nan")], "timestamps": times}
-        logged.append({"test.dice": metric} | ({'"é': metric} if beat else {}))
+        metric = {"steps": [beat, beat + 1], "values": [0.1 / 3, float("nan")], "timestamps": times}
+        logged.append({"test.dice": metric} | ({'"é': deepcopy(metric)} if beat else {}))
     path.mkdir()
     ours.log_metrics(metrics_by_name=logged[0], info={})
     path.rmdir()
