@@ -2,16 +2,19 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from data.doctor import __main__ as command
+from data.doctor import examine as examine_module
 from data.doctor.dataset import asked
 from data.doctor.examine import SETS, examine
 from data.doctor.files import FILE, LISTING
@@ -427,6 +430,47 @@ def test_a_seeded_fault_is_named(folder, seed):
     for fault in faults:
         line = command.line(fault)
         assert fault.found and fault.fix and "\n" not in line and line.encode()
+
+
+def test_processes_find_what_one_does(folder, monkeypatch):
+    for seed in ("PNG that is shown turned", "copy in the test images", "value 7", "half an image"):
+        SEEDS[seed][1](folder)
+    expected, forked = diagnose(folder), Mock(wraps=examine_module.forked)
+    monkeypatch.setattr(examine_module, "forked", forked)
+    monkeypatch.setattr(examine_module, "MANY", 3)
+    monkeypatch.setattr(examine_module, "TOGETHER", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    assert diagnose(folder) == expected != []
+    assert forked.call_count == 1
+
+
+def test_a_killed_doctor_leaves_no_process():
+    script = """
+import os, time
+from data.doctor.examine import forked
+def read(part):
+    print(os.getpid(), flush=True)
+    time.sleep(part)
+list(forked(read, [60, 60], 2))
+"""
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        readers = [int(parent.stdout.readline()) for _ in range(2)]
+        parent.kill()
+    assert ended(readers, within=10)
+
+
+def test_a_killed_reader_is_said_in_one_line():
+    with pytest.raises(Refused, match="A process that read files was killed"):
+        list(examine_module.forked(lambda part: os.kill(os.getpid(), signal.SIGKILL), [1], 1))
+
+
+def ended(processes, within):
+    deadline = time.monotonic() + within
+    while alive := [number for number in processes if Path(f"/proc/{number}").exists()]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return not alive
 
 
 def test_a_clean_set_has_none(clean):

@@ -1,12 +1,15 @@
-"""Read every image and mask of a dataset once, in threads, and gather the Faults that the checks find."""
+"""Read every image and mask of a dataset once, several at a time, and gather the Faults that the checks find."""
 
 import os
 import warnings
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import cache, partial
 from itertools import chain
+from multiprocessing import get_context
+from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
@@ -23,8 +26,9 @@ from experiments.errors.process import stop_if_asked
 from experiments.store import Item, Splits
 from experiments.store.reading import files_of
 
-TOGETHER = 32  # images that a thread reads at a time
-SMALL = 2**14  # pixels of an image up to which Python is most of the work, which more threads only get in the way of
+TOGETHER = 32  # images that are read at a time
+SMALL = 2**14  # pixels of an image up to which Python is most of the work, which threads only get in the way of
+MANY = 1000  # such images that are worth other processes
 SHRUNK = 2**20  # pixels that are made thumbnails of in one call
 SETS = SET | {"copied mask": copied_masks, "misaligned": misaligned}
 UNREADABLE = (Refused, OSError, ValueError, SyntaxError, EOFError)
@@ -70,8 +74,14 @@ def examine(splits: Splits, classes, root):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         first = list(map(read, work[:1]))
         small = all(np.prod(record.size) <= SMALL for part in first for record, _ in part)
-        threads = None if small else stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1)))
-        for part in chain(first, threads.map(read, work[1:]) if threads else map(read, work[1:])):
+        count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        if not small:
+            each = stack.enter_context(ThreadPoolExecutor(min(8, os.cpu_count() or 1))).map(read, work[1:])
+        elif count > 1 and total > MANY:
+            each = forked(read, work[1:], count)
+        else:
+            each = map(read, work[1:])
+        for part in chain(first, each):
             stop_if_asked()
             bar.update(len(part))
             for record, found in part:
@@ -84,6 +94,36 @@ def examine(splits: Splits, classes, root):
             for record, found, like in check(records, classes)
         ]
     return faults
+
+
+def forked(read, work, count):
+    """Yield read(part) of each part of `work`, in order, by `count` processes, none of which outlives this one.
+
+    Raises Refused where one of them is killed.
+    """
+    alive, end = os.pipe()
+
+    def begin():
+        os.close(end)
+        Thread(target=lambda: os._exit(len(os.read(alive, 1))), daemon=True).start()
+        _Forked.read, _Forked.work = read, work
+
+    try:
+        with ProcessPoolExecutor(count, get_context("fork"), begin) as pool:
+            yield from pool.map(_Forked.part, range(len(work)))
+    except BrokenProcessPool as error:
+        raise Refused("A process that read files was killed, as happens where memory is full: try again.") from error
+    finally:
+        os.close(end)
+        os.close(alive)
+
+
+class _Forked:
+    """What a forked process reads: it was there when it was forked, only numbers are sent."""
+
+    @staticmethod
+    def part(number):
+        return _Forked.read(_Forked.work[number])
 
 
 def _users(items):
