@@ -46,7 +46,7 @@ test: $(VENV)/ready-dev lint test-smp
 
 test-smp: $(VENV)-smp/ready
 	OMP_NUM_THREADS=1 $(VENV)-smp/bin/python -m pytest -q -n 2 --dist loadfile -k "smp or segal_camvid or crc_al_voc" \
-		tests/test_smp.py tests/test_model.py tests/test_presets.py
+		tests/test_smp.py tests/test_model.py tests/test_presets.py tests/test_kills.py
 
 # not a part of `make test`: Ray is 240 MB, and starting clusters of it takes minutes
 $(VENV)-ray/ready: $(VENV)/ready-dev requirements-cluster.txt

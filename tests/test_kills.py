@@ -26,7 +26,8 @@ TIMES = {"timing.jsonl", "lock"}  # seconds never repeat; nothing is in the lock
 FORKS = """if True:
     import json, os, signal, sys, warnings
     warnings.simplefilter("ignore")
-    import baal.active, monai.losses, torch, active, analysis.plots, analysis.runs
+    sys.path.append(os.path.join(os.getcwd(), "tests"))
+    import schemas, baal.active, monai.losses, torch, active, analysis.plots, analysis.runs
     from experiments.acquisition import pictures
     from experiments.components import FOLDERS, load, names
     from experiments.network import dropout, inference

@@ -1,8 +1,4 @@
-"""segmentation_models_pytorch for real: architectures, encoders, weights from files; `make test-smp` has the packages.
-
-torchvision's wheel is built for CUDA: beside a CPU build of torch its compiled part cannot be loaded, and two of its
-operators are missing when it registers their shapes. No network here calls them, so that their schemas suffice.
-"""
+"""segmentation_models_pytorch for real: architectures, encoders, weights from files, by `make test-smp`."""
 
 from hashlib import sha256
 from importlib.util import find_spec
@@ -12,11 +8,7 @@ import torch
 
 if not find_spec("torchvision"):
     pytest.skip("no torchvision: make test-smp has an environment with it", allow_module_level=True)
-if not hasattr(torch.ops.torchvision, "nms"):
-    SCHEMAS = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        SCHEMAS.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-
+import schemas  # noqa: F401  before torchvision
 from safetensors.torch import save_file
 from test_model import build, check_layers, check_passes, check_training, given
 
