@@ -449,9 +449,9 @@ def test_a_killed_doctor_leaves_no_process():
 import os, time
 from data.doctor.examine import forked
 def read(part):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())
     time.sleep(part)
-list(forked(read, [60, 60], 2))
+list(forked(read, [20, 20], 2))
 """
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
         readers = [int(parent.stdout.readline()) for _ in range(2)]

@@ -11,7 +11,7 @@ import torch
 
 from experiments.components import defaults
 from experiments.errors import BadData
-from experiments.store import IGNORE, Item, Split, Store, read_ahead, refuse_ignored_foreground
+from experiments.store import IGNORE, SEEN, Item, Split, Store, look, read_ahead, refuse_ignored_foreground, taken
 from experiments.training import augment
 
 SIZES = [(20, 24), (16, 16), (20, 24), (30, 18), (16, 16)] * 16
@@ -176,3 +176,10 @@ def test_empty_images_with_a_part_ignored_are_taken_where_others_have_foreground
     alone = store_of(border, drawn)
     alone.label([0, 1])
     refuse_ignored_foreground([alone], "mine")
+
+
+def test_what_was_looked_at_is_given_to_no_reader_that_lies_at_the_same_place():
+    for number in range(100):
+        look([number].__getitem__, 0)  # as by a run that was refused, whose dataset is gone
+        assert taken([-1].__getitem__, 0) == -1
+    SEEN.clear()

@@ -24,7 +24,7 @@ from experiments.records.ledger import read as read_ledger
 from experiments.records.progress import Progress, plan, say
 from experiments.records.provenance import made_with
 from experiments.steps import audit, joined, repeat, summary
-from experiments.store import RAM, Splits, Store, cache, refuse_ignored_foreground, remarks
+from experiments.store import RAM, SEEN, Splits, Store, cache, refuse_ignored_foreground, remarks
 from experiments.training import recompute, trainer, weights
 
 
@@ -66,6 +66,7 @@ def check(config, components, usual):
     metrics.headline(components["dataset"])
     if config["ray"]:
         cluster.check(config["ray"], f"ray={config['ray']}")
+    SEEN.clear()  # of a run that was refused before, in this process: files may have changed since
     splits = find_images(config, components)
     evaluation.check_test(splits.test, config["dataset"])
     needs.check(config, components, splits)

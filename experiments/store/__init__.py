@@ -60,19 +60,21 @@ class Item(NamedTuple):
     spacing: tuple = ()
 
 
-SEEN = {}  # {(reader, file): what it gave} of what was decoded before a Store asked for it: no file is decoded twice
+# {(name of a reader, file): (reader, what it gave)} of what was decoded before a Store asked for it: no file is decoded
+# twice. A name may say where an object lies, so the reader is held: nothing else can lie there
+SEEN = {}
 
 
 def look(reader, place):
     """What a Split's `read_image` or `read_mask` gives for a file, kept until a Store takes it."""
-    found = SEEN[repr(reader), str(place)] = reader(place)
+    _, found = SEEN[repr(reader), str(place)] = reader, reader(place)
     return found
 
 
 def taken(reader, place):
     """The same, kept no longer."""
     known = SEEN.pop((repr(reader), str(place)), None) if SEEN else None
-    return reader(place) if known is None else known
+    return reader(place) if known is None else known[1]
 
 
 @dataclass(frozen=True)
