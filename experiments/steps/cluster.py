@@ -63,6 +63,7 @@ class Workers:
             from experiments.steps.shard import compute
 
             try:
+                # code, as all that Ray sends, from this run alone: it opens once the project can be imported
                 return compute(asked, weights, ray.cloudpickle.loads(work), *shard)
             except Refused as error:
                 return str(error)
